@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    type Roles = Mapping[str, nn.Module]
-else:
-    Roles = Mapping
+Roles = Mapping[str, "nn.Module"]
+"""Every network of a run by its name: ``student``, ``teacher``, ``ema``, ``projector``, ``peer``, ..."""
 
 Batch = dict[str, Any]
 """One batch. Standard keys, all with the example axis first:

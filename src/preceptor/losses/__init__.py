@@ -1,0 +1,1 @@
+"""Pure loss functions that two methods or more share."""

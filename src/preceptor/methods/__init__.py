@@ -1,0 +1,1 @@
+"""One published method per file; the file name is the slug."""

@@ -1,0 +1,1 @@
+"""Reference models, feature taps and adapters."""
