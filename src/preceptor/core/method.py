@@ -6,13 +6,14 @@ precision, accumulation, freezing, train and eval mode, and saving: no hook ment
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from preceptor.core.types import Batch, Roles, Signal, Terms
@@ -33,12 +34,35 @@ class Compute(Protocol):
         ...
 
 
+class NonFinite(ArithmeticError):
+    """The loss or the gradient of a step is not finite; nothing was stepped.
+
+    Attributes:
+        step: updates done before it.
+        values: the terms, or the gradient norm, by name.
+    """
+
+    def __init__(self, what: str, step: int, values: Mapping[str, float]) -> None:
+        self.step, self.values = step, dict(values)
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+        super().__init__(f"{what}: expected finite values at step {step + 1}, got {shown}")
+
+
 def clip_and_step(optimizer: Optimizer, state: State) -> None:
-    """Clip the global gradient norm to ``state.clip`` (None: no clipping), then step."""
+    """Clip the global gradient norm to ``state.clip`` (None: no clipping), then step.
+
+    The norm before clipping goes to ``state.gradient_norm``.
+
+    Raises:
+        NonFinite: the norm is not finite; the optimizer has not stepped.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    state.gradient_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not math.isfinite(state.gradient_norm):
+        raise NonFinite("gradient", state.step, {"norm": state.gradient_norm})
     if state.clip is not None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, state.clip)
-        state.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        nn.utils.clip_grads_with_norm_(parameters, state.clip, norm)
     optimizer.step()
 
 
