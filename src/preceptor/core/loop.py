@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from preceptor.core.method import Method, NonFinite, Phase
-from preceptor.core.reduce import all_reduce_gradients, all_reduce_terms, global_counts, num_examples, reduce_terms, split, world_size
+from preceptor.core.reduce import all_reduce_gradients, all_reduce_terms, global_counts, reduce_terms, split, world_size
 from preceptor.core.state import RandomState, State
 from preceptor.core.stream import Stream
 from preceptor.core.types import Batch, Record, Roles, Signal, Terms
@@ -35,7 +35,7 @@ def steps(
     accelerator: Accelerator,
     micro: int = 1,
     schedulers: Mapping[str, LRScheduler] | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record]:
     """Train until ``state.step`` reaches ``state.total_steps``, yielding a Record after each update.
 
     Args:
@@ -58,7 +58,7 @@ def steps(
     default_update = type(method).update is Method.update
     with _borrowed(roles, phases) as trainable:
         while state.step < state.total_steps:
-            batch = send_to_device(next(source), accelerator.device)
+            batch: Batch = dict(send_to_device(next(source), accelerator.device))
             state.epoch = int(batch.pop("epoch", state.epoch))
             state.log, state.gradient_norm = {}, None
             with torch.no_grad():
@@ -75,7 +75,11 @@ def steps(
                     _require_grad(trainable, phase)
                 keep = len(parts) == 1 or not (default_update and phase.update == method.update)
                 compute = _Compute(phase, parts, counts, roles, state, accelerator, parameters, keep_signals=keep)
-                phase.update(compute, optimizers.get(phase.name, _NONE), batch, roles, state)
+                try:
+                    phase.update(compute, optimizers.get(phase.name, _NONE), batch, roles, state)
+                except NonFinite as error:
+                    error.batch = batch
+                    raise
                 if phase.name in schedulers:
                     schedulers[phase.name].step()
                 reports[phase.name] = compute.terms
@@ -206,4 +210,3 @@ def _require_grad(trainable: Mapping[str, Sequence[nn.Parameter]], phase: Phase)
     for role, parameters in trainable.items():
         for parameter in parameters:
             parameter.requires_grad_(role in phase.trains)
-

@@ -40,10 +40,11 @@ class NonFinite(ArithmeticError):
     Attributes:
         step: updates done before it.
         values: the terms, or the gradient norm, by name.
+        batch: the batch of the step, as `prepare` returned it.
     """
 
     def __init__(self, what: str, step: int, values: Mapping[str, float]) -> None:
-        self.step, self.values = step, dict(values)
+        self.step, self.values, self.batch = step, dict(values), Batch()
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         super().__init__(f"{what}: expected finite values at step {step + 1}, got {shown}")
 
@@ -151,5 +152,3 @@ class Stage:
     name: str
     student: nn.Module
     method: Method
-
-

@@ -7,6 +7,7 @@ with 1 or 4 microbatches, on 1 or many processes, computes the same gradient up 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def split(batch: Batch, parts: int) -> list[Batch]:
             return value[start:stop]
         return value
 
-    return [cut(batch, start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [cut(batch, start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def global_counts(batch: Batch) -> dict[str, float]:
@@ -134,7 +135,7 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size())]
         dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
         lengths = [int(size) for size in sizes]
@@ -146,7 +147,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([piece[:length] for piece, length in zip(pieces, lengths, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: D102
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
         start, length = ctx.span

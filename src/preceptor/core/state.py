@@ -13,10 +13,10 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ class _Hashed:
 
 
 def save_checkpoint(folder: Path, payload: Mapping[str, Any], *, step: int, identity: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write ``folder/step-N`` whole or not at all, then delete all but the newest ``keep``.
+    """Write ``folder/step-N`` whole or not at all, then delete all but the newest ``keep`` up to it.
 
     Args:
         folder: the run's ``checkpoints`` folder.
@@ -150,7 +150,7 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any], *, step: int, iden
         aside.mkdir()
         with (aside / "state.pt").open("wb") as file:
             hashed = _Hashed(file)
-            torch.save(dict(payload), hashed)
+            torch.save(dict(payload), cast(IO[bytes], hashed))
             _sync(file)
         manifest: dict[str, Any] = {"step": step, "files": {"state.pt": hashed.digest.hexdigest()}, "identity": dict(identity)}
         with (aside / "manifest.json").open("w") as file:
@@ -167,12 +167,15 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any], *, step: int, iden
         reason = "no space left on the device" if full else str(error).splitlines()[0]
         newest = next(iter(_by_step(folder)), None)
         raise CheckpointError(f"checkpoint {final}: not written, {reason}; newest intact one: {newest or 'none'}") from error
-    for old in _by_step(folder)[keep:]:
-        shutil.rmtree(old)
+    present = _by_step(folder)
+    torn = present[: present.index(final)]  # an intact newer one would have been resumed from
+    older = present[present.index(final) :]
+    for path in (*older[keep:], *torn):
+        shutil.rmtree(path)
     return final
 
 
-def load_checkpoint(folder: Path, *, identity: Mapping[str, Any], warn: Any = None) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, *, identity: Mapping[str, Any], warn: Callable[[str], None] | None = None) -> dict[str, Any] | None:
     """Read the newest intact checkpoint of ``folder``; None when there is none at all.
 
     Args:
@@ -218,6 +221,7 @@ def compare_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], *, whe
     Raises:
         CheckpointError: a field differs.
     """
+    wanted = json.loads(json.dumps(dict(wanted)))  # saved went through JSON too
     for key in sorted(saved.keys() | wanted.keys()):
         if saved.get(key) != wanted.get(key):
             raise CheckpointError(f"{where}: {key} was {saved.get(key)!r} when this run began, got {wanted.get(key)!r}")

@@ -1,0 +1,337 @@
+"""`train`: runs the loop to its end with evaluation, checkpoints, logging, stopping, and a clean answer to signals and bad losses."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shlex
+import signal as signals
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from preceptor.core.journal import Journal
+from preceptor.core.loop import steps as loop_steps
+from preceptor.core.method import Method, NonFinite
+from preceptor.core.parallel import broadcast, load_whole, load_whole_optimizer, whole
+from preceptor.core.reduce import world_size
+from preceptor.core.state import RandomState, State, load_checkpoint, save_checkpoint
+from preceptor.core.stream import Stream, as_stream
+from preceptor.core.types import Batch, Record, Roles
+
+Validate = Callable[[Roles, State], Mapping[str, float]]
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a finished, saved step.
+
+    Attributes:
+        exit_code: 128 + the signal's number.
+    """
+
+    def __init__(self, number: int, step: int, out: Path | None) -> None:
+        self.exit_code = 128 + number
+        where = f"saved in {out}" if out is not None else "not saved: train was given no out"
+        super().__init__(f"{signals.Signals(number).name} after step {step}, {where}")
+
+
+def train(
+    method: Method,
+    roles: Roles,
+    source: Stream | Iterable[Batch],
+    optimizers: Mapping[str, Optimizer] | Optimizer,
+    *,
+    steps: int,
+    micro: int = 1,
+    streams: Mapping[str, Stream | Iterable[Batch]] | None = None,
+    schedulers: Mapping[str, LRScheduler] | LRScheduler | None = None,
+    clip: float | None = None,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    state: State | None = None,
+    valid: Validate | None = None,
+    evaluate_every: int | None = None,
+    monitor: str = "accuracy",
+    mode: Literal["max", "min"] = "max",
+    patience: int | None = None,
+    ema: float | None = None,
+    skip_nonfinite: int = 0,
+    out: Path | str | None = None,
+    resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 2,
+    progress: Callable[[Record], None] | None = None,
+    warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    trackers: bool = False,
+) -> State:
+    """Train until ``steps`` updates are done. Roles are trained in place; nothing is wrapped and no global is touched.
+
+    Args:
+        method: what to train by.
+        roles: every network by name; moved to the accelerator's device.
+        source: a `Stream`, or any iterable of batches, which is then read again and again.
+        optimizers: one per phase by name; a single one serves a method with a single phase.
+        steps: updates in all, those of an earlier part of a resumed run included.
+        micro: microbatches per update (gradient accumulation).
+        streams: further data that the method reads, by name.
+        schedulers: learning-rate schedules by phase, stepped once per update.
+        clip: largest global gradient norm.
+        seed: seed of the method's own draws, ``state.rng``.
+        accelerator: device and precision (``Accelerator(mixed_precision="bf16")``); a plain one by default.
+        state: a State to go on with, instead of a new one.
+        valid: called as ``valid(roles, state)`` in eval mode, without gradient; returns metrics.
+        evaluate_every: updates between validations; by default only at the end.
+        monitor: metric that chooses the best weights, and by which ``patience`` counts.
+        mode: whether ``monitor`` is to be large or small.
+        patience: validations without improvement before stopping; None never stops.
+        ema: decay of an exponential moving average of the student, kept in the role ``ema`` (which must exist); validation then
+            concerns it, and so do the best weights.
+        skip_nonfinite: batches with a non-finite loss or gradient that may be dropped before the run stops.
+        out: folder for ``metrics.jsonl``, ``timings.jsonl`` and ``checkpoints/``; None writes nothing.
+        resume: go on from the newest intact checkpoint in ``out``.
+        identity: what the run is, plain JSON values; resuming with another is refused.
+        checkpoint_every: updates between checkpoints; by default at validations and at the end.
+        keep: checkpoints kept.
+        progress: called after every update, on rank 0.
+        warn: called with one line where something was skipped.
+        trackers: log to the trackers that ``accelerator.init_trackers`` started.
+    Returns:
+        The state. With ``valid`` the best weights are loaded into the student (and stand in ``state.best``).
+    Raises:
+        Interrupted: SIGTERM or SIGINT; the step was finished and saved.
+        NonFinite: a loss or gradient was not finite too often; batch and state are kept under ``out/nonfinite``.
+        CheckpointError: a checkpoint could not be written or read.
+        ValueError: see `preceptor.core.loop.steps`.
+    """
+    accelerator = accelerator or Accelerator()
+    out = Path(out) if out is not None else None
+    if ema is not None and "ema" not in roles:
+        raise ValueError(f"roles: ema={ema} needs a role 'ema' (a copy of the student), got roles {sorted(roles)}")
+    names = [phase.name for phase in method.phases()]
+    optimizers = {names[0]: optimizers} if isinstance(optimizers, Optimizer) else optimizers
+    schedulers = {names[0]: schedulers} if isinstance(schedulers, LRScheduler) else (schedulers or {})
+    state = state or State(total_steps=steps, seed=seed)
+    state.total_steps, state.clip = steps, clip
+    state.source = as_stream(source)
+    state.streams = {name: as_stream(stream) for name, stream in (streams or {}).items()}
+    for module in roles.values():
+        module.to(accelerator.device)
+    broadcast(roles)
+    keeper = _Keeper(method, roles, optimizers, schedulers, state, out, identity or {}, keep, accelerator.is_main_process)
+    journal = Journal(out if accelerator.is_main_process else None, resume=resume, tracker=accelerator if trackers else None)
+    if resume:
+        journal.truncate(keeper.load(warn))
+    learner = "ema" if ema is not None else "student"
+    skips = skip_nonfinite
+    done = state.step >= steps or _stale(state, patience)
+    with _deferred_signals() as caught, journal:
+        while not done:  # one turn, and one more for every batch that was dropped
+            turn = loop_steps(
+                method, roles, state.source, optimizers, state=state, accelerator=accelerator, micro=micro, schedulers=schedulers
+            )
+            buffers = _buffers(roles) if skips else []
+            try:
+                with closing(turn):
+                    for record in turn:
+                        if ema is not None:
+                            _move_average(roles["ema"], roles["student"], ema)
+                        journal.record(record)
+                        if progress is not None and accelerator.is_main_process:
+                            progress(record)
+                        done = record.step >= steps
+                        measured = valid is not None and (done or bool(evaluate_every and record.step % evaluate_every == 0))
+                        if valid is not None and measured:
+                            _validate(valid, roles, state, learner, monitor, mode, journal)
+                            done = done or _stale(state, patience)
+                        stopped = _any_process(caught, accelerator)
+                        due = record.step % checkpoint_every == 0 if checkpoint_every else measured
+                        if done or due or stopped:
+                            keeper.save(journal.position())
+                        if stopped:
+                            raise Interrupted(stopped, record.step, out)
+                        if done:
+                            break
+                        if skips:
+                            buffers = _buffers(roles)
+            except NonFinite as error:
+                where = keeper.set_aside(error)
+                if skips == 0:
+                    error.args = (f"{error}; {where}",)
+                    raise
+                skips -= 1
+                journal.event(error.step, "nonfinite", error.values)
+                warn(f"{error}; batch dropped ({skips} more may be), {where}")
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+    if state.best:
+        load_whole(roles["student"], state.best["weights"])
+    return state
+
+
+class _Keeper:
+    """Writes and reads checkpoints of everything that changes in a run."""
+
+    def __init__(
+        self,
+        method: Method,
+        roles: Roles,
+        optimizers: Mapping[str, Optimizer],
+        schedulers: Mapping[str, LRScheduler],
+        state: State,
+        out: Path | None,
+        identity: Mapping[str, Any],
+        keep: int,
+        main: bool,
+    ) -> None:
+        self.roles, self.optimizers, self.schedulers, self.state = roles, optimizers, schedulers, state
+        self.out, self.keep, self.main = out, keep, main
+        trained = {role for phase in method.phases() for role in phase.trains}
+        self.frozen = {} if out is None else {name: fingerprint(module) for name, module in roles.items() if name not in trained}
+        # what starts frozen and is moved by a hook (an EMA) is told by its changed fingerprint; it has no identity to check
+        self.identity = {**identity, "method": repr(method), "total_steps": state.total_steps}
+        if "teacher" in self.frozen:
+            self.identity["teacher"] = self.frozen["teacher"]
+
+    def save(self, position: int) -> None:
+        if self.out is None:
+            return
+        payload = whole(self._payload())
+        if self.main:
+            payload["position"] = position
+            save_checkpoint(self.out / "checkpoints", payload, step=self.state.step, identity=self.identity, keep=self.keep)
+
+    def load(self, warn: Callable[[str], None]) -> int:
+        """Take everything back; return the position in metrics.jsonl, 0 when there is no checkpoint."""
+        if self.out is None:
+            raise ValueError("resume: expected out, the folder to resume from, got None")
+        saved = load_checkpoint(self.out / "checkpoints", identity=self.identity, warn=warn)
+        if saved is None:
+            return 0
+        for name, weights in saved["roles"].items():
+            load_whole(self.roles[name], weights)
+        for name, optimizer in self.optimizers.items():
+            load_whole_optimizer(optimizer, saved["optimizers"][name])
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(saved["schedulers"][name])
+        self.state.load_state_dict(saved["state"])
+        return saved["position"]
+
+    def set_aside(self, error: NonFinite) -> str:
+        """Keep what made a loss non-finite; return where, as a clause."""
+        if self.out is None or not self.main:
+            return "nothing kept: train was given no out"
+        folder = self.out / "nonfinite"
+        save_checkpoint(folder, {**whole(self._payload()), "values": error.values, "batch": error.batch}, step=error.step + 1, identity={})
+        return f"batch and state kept in {folder / f'step-{error.step + 1}'}"
+
+    def _payload(self) -> dict[str, Any]:
+        kept = [name for name, module in self.roles.items() if self.frozen.get(name) is None or fingerprint(module) != self.frozen[name]]
+        return {
+            "roles": {name: self.roles[name].state_dict() for name in kept},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
+            "state": self.state.state_dict(),
+        }
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, names included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(whole(module.state_dict()).items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def resume_command(out: Path) -> str:
+    """The command that goes on with an interrupted run of the command line."""
+    return f"preceptor distill {shlex.quote(str(out / 'recipe.yaml'))} --out {shlex.quote(str(out))} --resume"
+
+
+def _validate(
+    valid: Validate, roles: Roles, state: State, learner: str, monitor: str, mode: Literal["max", "min"], journal: Journal
+) -> None:
+    randoms = RandomState.capture(state.rng)  # looking must not change the course of training
+    modes = [(m, m.training) for module in roles.values() for m in module.modules()]
+    for module in roles.values():
+        module.eval()
+    try:
+        with torch.no_grad():
+            metrics = valid({**roles, "student": roles[learner]}, state)
+    finally:
+        for module, training in modes:
+            module.training = training
+        randoms.restore(state.rng)
+    journal.event(state.step, "valid", metrics)
+    if monitor not in metrics:
+        raise ValueError(f"monitor: expected one of {sorted(metrics)}, got {monitor!r}")
+    value = metrics[monitor]
+    best = state.best.get("value", math.nan)
+    if math.isnan(best) or (value > best if mode == "max" else value < best):
+        weights = {name: value.detach().cpu().clone() for name, value in whole(roles[learner].state_dict()).items()}
+        state.best = {"step": state.step, "value": value, "metrics": dict(metrics), "weights": weights, "stale": 0}
+    else:
+        state.best["stale"] += 1
+
+
+def _stale(state: State, patience: int | None) -> bool:
+    return patience is not None and state.best.get("stale", 0) >= patience
+
+
+def _any_process(caught: list[int], accelerator: Accelerator) -> int:
+    """Number of the signal that any process received, 0 for none, so that all stop after the same step."""
+    number = caught[0] if caught else 0
+    if world_size() == 1:
+        return number
+    flag = torch.tensor(number, device=accelerator.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return int(flag)
+
+
+def _move_average(average: nn.Module, student: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        get_ema_multi_avg_fn(decay)(list(average.parameters()), list(student.parameters()), 0)
+        for kept, present in zip(average.buffers(), student.buffers(), strict=True):
+            kept.copy_(present)
+
+
+def _buffers(roles: Roles) -> list[tuple[Tensor, Tensor]]:
+    return [(buffer, buffer.clone()) for module in roles.values() for buffer in module.buffers()]
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second one kills at once. Only the main thread can."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    numbers = (signals.SIGTERM, signals.SIGINT)
+    before = {number: signals.getsignal(number) for number in numbers}
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for each in numbers:
+            signals.signal(each, before[each])
+
+    try:
+        for number in numbers:
+            signals.signal(number, catch)
+        yield caught
+    finally:
+        for number in numbers:
+            signals.signal(number, before[number])
