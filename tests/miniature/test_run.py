@@ -118,13 +118,14 @@ def test_a_write_that_fails_leaves_the_old_file(toy, tmp_path, monkeypatch):
     verdicts = tmp_path / "verdicts.json"
     reproduce(toy, seeds=range(5), journal=tmp_path / "journal", verdicts=verdicts)
     before = verdicts.read_bytes()
+    reproduce(toy, seeds=range(6), journal=tmp_path / "journal")
 
     def fail(descriptor):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space left"):
-        reproduce(toy, seeds=range(5), journal=tmp_path / "journal", verdicts=verdicts)
+        reproduce(toy, seeds=range(6), journal=tmp_path / "journal", verdicts=verdicts)
     assert verdicts.read_bytes() == before
 
 
