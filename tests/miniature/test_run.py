@@ -155,7 +155,7 @@ def test_arguments_are_refused_before_anything_runs(toy, tmp_path, arguments, me
 
 
 def test_an_unknown_slug_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="slug: expected a method of `preceptor list`, got 'no-such-method'"):
+    with pytest.raises(ValueError, match="expected a slug out of `preceptor list`, got 'no-such-method'"):
         reproduce("no-such-method", seeds=[0], journal=tmp_path)
 
 

@@ -7,7 +7,6 @@ calls it for every seed, writes each seed's numbers to a journal before the next
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from preceptor import __version__
+from preceptor.catalog import read
 from preceptor.miniature.claim import Claim, Verdict, decide
 
 _PACKAGE = Path(__file__).parents[1]
@@ -136,7 +137,8 @@ def reproduce(
         raise ValueError(f"seeds: expected at least one, each once, got {list(seeds)}")
     module = _module(method) if isinstance(method, str) else method
     slug = module.__name__.rpartition(".")[2].replace("_", "-")
-    versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in ("preceptor", "torch", "numpy")}
+    versions = {"python": platform.python_version(), "preceptor": __version__}
+    versions |= {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     fingerprint = _fingerprint(module, versions)
     runs: dict[int, Miniature] = {}
     for count, seed in enumerate(seeds, start=1):
@@ -180,11 +182,8 @@ def read_verdicts(path: Path) -> dict[str, Measurements]:
 
 
 def _module(slug: str) -> ModuleType:
-    """Import the module of a slug; an unknown one is refused with the nearest."""
-    slugs = [path.stem.replace("_", "-") for path in sorted((_PACKAGE / "methods").glob("[!_]*.py"))]
-    if slug not in slugs:
-        nearest = difflib.get_close_matches(slug, slugs, n=1, cutoff=0.0)
-        raise ValueError(f"slug: expected a method of `preceptor list`, got {slug!r}" + "".join(f" (nearest: {s})" for s in nearest))
+    """Import the module of a slug."""
+    read(slug)  # refuses an unknown one with the nearest
     return importlib.import_module(f"preceptor.methods.{slug.replace('-', '_')}")
 
 
