@@ -1,0 +1,37 @@
+"""The hard-label term of every classification method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from preceptor.losses.checks import check_labels, check_same_shape
+from preceptor.losses.divergence import log_probs
+from preceptor.losses.numeric import lift_to_zero
+
+
+def hard_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Cross-entropy with the labels of a batch, in nats.
+
+    With ``batch["targets"]``, class probabilities such as mixup writes: -sum_c targets_c log softmax(logits)_c. Else with the class numbers
+    ``batch["y"]``: -log softmax(logits)_y. A class with a logit of -inf counts as in `preceptor.losses.divergence`.
+
+    Args:
+        logits: shape (..., classes).
+        batch: ``targets`` of shape (..., classes), rows >= 0 with sum 1, or ``y`` of shape (...), integers in [0, classes).
+
+    Returns:
+        Shape (...), >= 0.
+
+    Raises:
+        TypeError: logits are not floating point, or labels not integers.
+        ValueError: shapes do not fit, or a label is out of range.
+    """
+    log_q = log_probs(logits)
+    if "targets" in batch:
+        check_same_shape(logits=logits, targets=batch["targets"])
+        return lift_to_zero(-(batch["targets"] * log_q).sum(dim=-1))
+    check_labels(batch["y"], logits)
+    return -log_q.gather(-1, batch["y"].long().unsqueeze(-1)).squeeze(-1)
