@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from preceptor.core.types import Batch
 from preceptor.data.huggingface import is_hugging_face, read_columns
+from preceptor.data.images import Images
 
 LABEL_KEYS = ("y", "label", "labels")
 """Where the label of an example that is a mapping is looked for, in this order."""
@@ -140,8 +141,10 @@ def _kind(value: Any) -> str:
 
 def _tensor(value: Any, name: str) -> Tensor:
     """A tensor as it is; an array as a tensor, its floats in torch's default precision."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        raise ValueError(f"{name}: expected one entry per example, got a single number")
     if isinstance(value, Tensor):
-        return value
+        return value.detach()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         tensor = torch.from_numpy(np.ascontiguousarray(value))
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
@@ -178,10 +181,10 @@ def _check_labels(labels: Tensor, size: int, num_classes: int | None, name: str)
     return labels, high
 
 
-def _read_once(data: Indexable, name: str) -> Tensor:
-    """The labels of a data set, its examples checked on the way."""
+def _read_labels(data: Indexable, count: int, name: str) -> Tensor:
+    """The labels of the first examples of a data set, which are checked on the way."""
     labels = []
-    for i in range(len(data)):
+    for i in range(count):
         x, y = _split(data[i], name)
         try:
             inputs, label = default_collate([x]), torch.as_tensor(y)
@@ -198,42 +201,56 @@ def examples_from(data: Any, num_classes: int | None = None, name: str = "train"
     """Make `Examples` of a data set and check it.
 
     Args:
-        data: Examples (returned as they are); a pair (x, y) of tensors or arrays, where x may be a mapping of them (the keywords of the
-            model); any ``torch.utils.data.Dataset`` with a length, whose examples are pairs or mappings with a label under `LABEL_KEYS`;
-            or a ``datasets.Dataset`` with an image and a label column. Tensors keep their type; arrays of floats get torch's default.
+        data: Examples (returned as they are, but for num_classes); a tuple (x, y) of tensors or arrays, where x may be a mapping of them
+            (the keywords of the model); any ``torch.utils.data.Dataset`` with a length, whose examples are pairs or mappings with a label
+            under `LABEL_KEYS`; or a ``datasets.Dataset`` with an image and a label column. Tensors keep their type; arrays of floats get
+            torch's default. A ``TensorDataset`` counts as its tensors.
         num_classes: C; by default the largest label plus 1.
         name: what error messages call it.
-        labels: (N,) integers; a data set that is not tensors is otherwise read once, every example, to find and check them.
+        labels: (N,) integers of a data set that is not tensors, which is otherwise read once, every example, to find and check them.
     Raises:
         TypeError: something that is none of these, or labels that are not integers.
         ValueError: no examples, lengths differ, a label outside [0, C), or a number that is not finite.
     """
     if isinstance(data, Examples):
-        return data
+        if num_classes in (None, data.num_classes):
+            return data
+        _check_labels(data.labels, len(data), num_classes, name)
+        return Examples(data.inputs, data.all_labels, num_classes=num_classes, name=name, rows=data.ids)
+    if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset):
+        return examples_from(data.dataset, num_classes, name).subset(data.indices)
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise TypeError(f"{name}: expected a pair (x, y), got {_kind(data)}")
+        return _from_tensors(*data, num_classes, name)
     if is_hugging_face(data):
-        data, labels = read_columns(data, name=name)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = data
-        inputs = {k: _tensor(v, f"{name}: {k}") for k, v in x.items()} if isinstance(x, Mapping) else _tensor(x, f"{name}: x")
-        tensors = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-        sizes = {len(t) for t in tensors}
-        if len(sizes) != 1:
-            raise ValueError(f"{name}: expected inputs of one length, got lengths {sorted(sizes)}")
-        size = sizes.pop()
-        _check_size(size, name)
-        all_labels, count = _check_labels(
-            _tensor(np.asarray(y) if isinstance(y, (list, tuple)) else y, f"{name}: y"), size, num_classes, name
-        )
-        _check_finite(inputs, name)
-        return Examples(inputs, all_labels, num_classes=count, name=name)
+        data, class_names = read_columns(data, name=name)
+        num_classes = len(class_names) if class_names and num_classes is None else num_classes
+    if isinstance(data, Images):
+        labels = data.labels
     try:
         size = len(data)
     except TypeError as error:
         raise TypeError(f"{name}: expected (x, y) or a data set with a length, got {_kind(data)}") from error
     _check_size(size, name)
-    found = _read_once(data, name) if labels is None else _tensor(labels, f"{name}: labels")
-    all_labels, count = _check_labels(found, size, num_classes, name)
+    found = _read_labels(data, size if labels is None else 1, name)
+    all_labels, count = _check_labels(found if labels is None else _tensor(labels, f"{name}: labels"), size, num_classes, name)
     return Examples(data, all_labels, num_classes=count, name=name)
+
+
+def _from_tensors(x: Any, y: Any, num_classes: int | None, name: str) -> Examples:
+    inputs = {k: _tensor(v, f"{name}: {k}") for k, v in x.items()} if isinstance(x, Mapping) else _tensor(x, f"{name}: x")
+    sizes = {len(value) for value in (inputs.values() if isinstance(inputs, dict) else [inputs])}
+    if len(sizes) != 1:
+        raise ValueError(f"{name}: expected inputs of one length, got lengths {sorted(sizes)}")
+    size = sizes.pop()
+    _check_size(size, name)
+    labels = _tensor(np.asarray(y) if isinstance(y, (list, tuple)) else y, f"{name}: y")
+    all_labels, count = _check_labels(labels, size, num_classes, name)
+    _check_finite(inputs, name)
+    return Examples(inputs, all_labels, num_classes=count, name=name)
 
 
 def _check_size(size: int, name: str) -> None:

@@ -9,33 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from preceptor.data.images import Images
 
 
 def is_hugging_face(data: Any) -> bool:
     """Whether this is a ``datasets.Dataset``; the library is not imported for the question."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(data, library.Dataset)
-
-
-class Images:
-    """The images of a column, read when asked for: mappings ``x`` float32 (channels, height, width) in [0, 1] and ``y``."""
-
-    def __init__(self, data: Any, image: str, label: str):
-        self._data, self._image, self._label = data, image, label
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._data[index]
-        return {"x": to_tensor(row[self._image]), "y": row[self._label]}
-
-
-def to_tensor(image: Any) -> Tensor:
-    """A PIL image as float32 (channels, height, width) in [0, 1]; grey images have one channel."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return (pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)).float() / 255
 
 
 def find_columns(data: Any, *, image: str | None = None, label: str | None = None, name: str = "train") -> tuple[str, str]:
@@ -55,15 +36,42 @@ def find_columns(data: Any, *, image: str | None = None, label: str | None = Non
 def _pick(role: str, given: str | None, found: Sequence[str], columns: Sequence[str], name: str) -> str:
     if given is not None:
         if given not in columns:
-            near = difflib.get_close_matches(given, columns, n=3, cutoff=0) or columns
-            raise ValueError(f"{name}: expected a column of the data set as {role}, got {given!r}; nearest: {', '.join(near)}")
+            near = ", ".join(difflib.get_close_matches(given, columns, n=3, cutoff=0.0))
+            raise ValueError(f"{name}: expected a column of the data set for {role}_column, got {given!r} (nearest: {near})")
         return given
     if len(found) != 1:
-        raise ValueError(f"{name}: expected one {role} column, got {len(found)} among {', '.join(columns)}; name it with {role}=")
+        raise ValueError(f"{name}: expected one {role} column, got {len(found)} among {', '.join(columns)}; name it with {role}_column")
     return found[0]
 
 
-def read_columns(data: Any, *, image: str | None = None, label: str | None = None, name: str = "train") -> tuple[Images, Tensor]:
-    """Images and labels int64 (N,) of a ``datasets.Dataset``; errors as in `find_columns`."""
+def read_columns(
+    data: Any,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    name: str = "train",
+) -> tuple[Images, tuple[str, ...] | None]:
+    """Images with labels of a ``datasets.Dataset``, and the class names where its label column knows them.
+
+    Args:
+        data: the data set; its own format and transform are left out.
+        image: name of the image column, see `find_columns`.
+        label: name of the label column.
+        size: (height, width) to resize to.
+        channels: 1, 3 or None, as in `preceptor.data.images.to_tensor`.
+        name: what error messages call it.
+    Raises:
+        ValueError: as `find_columns`, or a label that is missing.
+        TypeError: labels that are not integers.
+    """
     image, label = find_columns(data, image=image, label=label, name=name)
-    return Images(data, image, label), torch.as_tensor(np.asarray(data.with_format("numpy")[label][:], dtype=np.int64))
+    data = data.with_format(None)
+    values = list(data[label])
+    for i, value in enumerate(values):
+        if not isinstance(value, int):
+            raise TypeError(f"{name}: expected integer labels in column {label}, got {value!r} in example {i}")
+    kind = data.features[label]
+    names = tuple(kind.names) if type(kind).__name__ == "ClassLabel" else None
+    return Images(data[image], torch.from_numpy(np.array(values, dtype=np.int64)), size=size, channels=channels, name=name), names

@@ -77,20 +77,21 @@ def holdout(examples: Examples, *, rate: float = 0.1, seed: int = 0, name: str =
     return examples.subset((~held).nonzero()[:, 0]), examples.subset(held.nonzero()[:, 0], name=name)
 
 
-def take(examples: Examples, count: int, *, seed: int | None = 0) -> Examples:
+def take(examples: Examples, count: int, *, seed: int | None = 0, name: str | None = None) -> Examples:
     """A part of ``count`` examples; parts of one seed are nested: the smaller lies in the larger.
 
     Args:
         examples: what to take from.
         count: in [1, len(examples)].
         seed: of a stratified choice; None takes the first ones as they stand.
+        name: of the part, by default that of ``examples``.
     Raises:
         ValueError: count outside its range.
     """
     if not 1 <= count <= len(examples):
         raise ValueError(f"count: expected a number in [1, {len(examples)}] of {examples.name}, got {count}")
     order = torch.arange(len(examples)) if seed is None else stratified_order(examples.labels, seed=seed)
-    return examples.subset(order[:count])
+    return examples.subset(order[:count], name=name)
 
 
 def check_disjoint(parts: Mapping[str, Examples]) -> None:
