@@ -1,0 +1,113 @@
+"""The shelf of methods, read from the files of ``preceptor/methods`` without importing them.
+
+The slug ``nd-loss`` is the file ``methods/nd_loss.py``; there is no other list. `cards` and `read` parse the source, so that listing and
+showing methods needs neither torch nor any extra; `load` imports the module of one method.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import io
+import tokenize
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preceptor.core.types import Card
+
+if TYPE_CHECKING:
+    from preceptor.core.method import Method
+
+FOLDER = Path(__file__).parent / "methods"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One hyper-parameter of a method."""
+
+    name: str
+    annotation: str
+    default: str  # source text; "" when it must be given
+    source: str  # where the default comes from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the catalogue knows about one method."""
+
+    card: Card
+    docstring: str
+    class_name: str  # "" for a system that is not a training method
+    fields: tuple[Field, ...]
+
+
+def nearest(name: str, known: object) -> str:
+    """Return ``, nearest: 'x'`` for a misspelt name, or nothing when nothing is near."""
+    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)  # pyright: ignore[reportGeneralTypeIssues]
+    return f", nearest: {matches[0]!r}" if matches else ""
+
+
+def slugs() -> list[str]:
+    """Every slug, sorted."""
+    return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+@cache
+def read(slug: str) -> Entry:
+    """Read one method's file.
+
+    Raises:
+        ValueError: no such slug, or the file has no literal ``CARD``.
+    """
+    if slug not in slugs():
+        raise ValueError(f"method: expected a slug out of `preceptor list`, got {slug!r}{nearest(slug, slugs())}")
+    text = (FOLDER / f"{slug.replace('-', '_')}.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    comments = {
+        token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == 3
+    }
+    card, class_name, fields = None, "", ()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "CARD":
+            card = Card(**{word.arg: ast.literal_eval(word.value) for word in node.value.keywords if word.arg})
+        if isinstance(node, ast.ClassDef) and "Method" in [ast.unparse(base) for base in node.bases]:
+            class_name = node.name
+            fields = tuple(
+                Field(
+                    name=ast.unparse(line.target),
+                    annotation=ast.unparse(line.annotation),
+                    default=ast.unparse(line.value) if line.value is not None else "",
+                    source=comments.get(line.lineno, ""),
+                )
+                for line in node.body
+                if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation)
+            )
+    if card is None or card.slug != slug:
+        raise ValueError(f"methods/{slug.replace('-', '_')}.py: expected CARD = Card(slug={slug!r}, ...) with literal arguments")
+    return Entry(card=card, docstring=ast.get_docstring(tree) or "", class_name=class_name, fields=fields)
+
+
+def list_methods(task: str | None = None) -> list[Card]:
+    """The cards of all methods, by slug.
+
+    Args:
+        task: only methods that fit it, such as "classification" or "language".
+    """
+    found = [read(slug).card for slug in slugs()]
+    return [card for card in found if task is None or task in card.tasks]
+
+
+def load(slug: str) -> type[Method]:
+    """Import a method: the dataclass whose fields are its hyper-parameters.
+
+    Raises:
+        ValueError: no such slug, or the system is not a training method.
+    """
+    entry = read(slug)
+    if not entry.class_name:
+        raise ValueError(f"method: {slug!r} is not a training method; see preceptor.methods.{slug.replace('-', '_')}")
+    module = importlib.import_module(f"preceptor.methods.{slug.replace('-', '_')}")
+    return vars(module)[entry.class_name]

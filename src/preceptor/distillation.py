@@ -1,0 +1,221 @@
+"""`distill`: one call from a teacher and a student to a trained, measured, saved student with a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from preceptor.catalog import load, nearest, read
+from preceptor.core.method import Method
+from preceptor.core.run import fingerprint
+from preceptor.data.examples import Examples, examples_from
+from preceptor.data.sources import Augment
+from preceptor.data.splits import check_disjoint, holdout
+from preceptor.data.splits import fingerprint as data_fingerprint
+from preceptor.preflight import Preflight, preflight
+from preceptor.report import write_report
+from preceptor.result import build_result, write_result
+from preceptor.training import Training
+from preceptor.trial import Progress, Task, run_trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `distill` gives back.
+
+    Attributes:
+        student: trained, in eval mode; the same object that went in.
+        metrics: of the student, on the test part (on the validation part where no test part was given).
+        teacher_metrics: of the teacher on the same part; empty without one.
+        result: everything, as in ``result.json``.
+        report: path of ``report.html``; None when nothing was written.
+    """
+
+    student: nn.Module
+    metrics: dict[str, float]
+    teacher_metrics: dict[str, float]
+    result: dict[str, Any]
+    report: Path | None
+
+
+def distill(
+    *,
+    student: nn.Module,
+    train: Any,
+    teacher: nn.Module | None = None,
+    valid: Any = None,
+    test: Any = None,
+    method: str | Method = "classic-kd",
+    options: Mapping[str, Any] | None = None,
+    epochs: float | None = None,
+    training: Training | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    augment: Augment | None = None,
+    roles: Mapping[str, nn.Module] | None = None,
+    check_teacher: bool = True,
+    identity: Mapping[str, Any] | None = None,
+    recipe: str = "",
+    title: str | None = None,
+    class_names: tuple[str, ...] = (),
+    teacher_seconds: float | None = None,
+    trackers: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    progress: Progress | None = None,
+) -> Result:
+    """Train a student from a teacher, measure it, save it.
+
+    Args:
+        student: any module that maps inputs to logits (N, C), or returns an output with ``logits``; trained in place, never wrapped.
+        train: training data: (x, y) tensors or arrays, a ``torch.utils.data.Dataset`` of (x, y), a ``datasets.Dataset``, or `Examples`.
+        teacher: likewise a classifier, of the same classes; None for methods that need none.
+        valid: validation data, which choose the weights kept; by default a stratified tenth of ``train``, by seed.
+        test: data for the final numbers, read once at the end.
+        method: a slug of ``preceptor list``, or a method object.
+        options: hyper-parameters of a method given by slug.
+        epochs: passes over the training data, instead of ``training.epochs``.
+        training: optimizer, schedule, batch size and so on, see `preceptor.training.Training`.
+        seed: of everything random.
+        out: run directory: journal, checkpoints, ``student/``, ``result.json``, ``report.html``.
+        resume: go on with the run in ``out``.
+        augment: views of the training images, the same for teacher and student; see `preceptor.data.augment`.
+        roles: further networks that the method asks for.
+        check_teacher: stop when the teacher is no better than chance on the validation data.
+        identity: what else makes the run what it is; resuming with another is refused.
+        recipe: text kept in the report.
+        title: of the report.
+        class_names: shown in the report.
+        teacher_seconds: what training the teacher took, for the report.
+        trackers: "tensorboard", "wandb", "trackio", through accelerate.
+        say: called with a line at a time: what the preflight found, where the report is.
+        progress: called after every update with the record and the total.
+    Raises:
+        ValueError, TypeError: bad input, one line; nothing was written.
+        Interrupted, NonFinite, CheckpointError: see `preceptor.core.run.train`; ``out`` can be resumed.
+    """
+    task = make_task(train, valid, test, teacher=teacher, seed=seed, augment=augment, roles=roles)
+    chosen = make_method(method, options)
+    training = make_training(training, epochs)
+    folder = Path(out) if out is not None else None
+    refuse_other_run(folder, resume)
+    name = method if isinstance(method, str) else type(method).__name__
+    found = preflight(task, {name: chosen}, student, training, check_teacher=check_teacher)
+    for line in found.lines:
+        say(line)
+    trial = run_trial(
+        task,
+        name=name,
+        method=chosen,
+        student=student,
+        training=training,
+        seed=seed,
+        out=folder,
+        resume=resume,
+        identity={**data_identity(task), **(identity or {})},
+        progress=progress,
+        trackers=trackers,
+    )
+    student.eval()
+    result = build_result(
+        kind="run",
+        title=title or f"{name} on {len(task.train)} examples",
+        task=task,
+        arms={name: [trial]},
+        recipe=recipe,
+        class_names=class_names,
+        teacher_seconds=teacher_seconds,
+        notes=notes_on(task, found),
+    )
+    report = None
+    if folder is not None:
+        write_result(result, folder)
+        report = write_report(result, folder)
+        say(f"report: {report}")
+    teacher_metrics = next((row["seeds"][0]["metrics"] for row in result["rows"] if row["role"] == "teacher"), {})
+    return Result(student=student, metrics=trial.metrics, teacher_metrics=teacher_metrics, result=result, report=report)
+
+
+def make_task(
+    train: Any,
+    valid: Any,
+    test: Any,
+    *,
+    teacher: nn.Module | None,
+    seed: int = 0,
+    augment: Augment | None = None,
+    roles: Mapping[str, nn.Module] | None = None,
+) -> Task:
+    """Check the data, split a validation part off where none is given, and see that no part shares an example with another."""
+    training = examples_from(train, name="train")
+    classes = training.num_classes
+    testing = None if test is None else examples_from(test, classes, name="test")
+    if valid is None:
+        training, validation = holdout(training, rate=0.1, seed=seed)
+    else:
+        validation = examples_from(valid, classes, name="valid")
+    parts: dict[str, Examples] = {"train": training, "valid": validation} | ({} if testing is None else {"test": testing})
+    check_disjoint(parts)
+    return Task(train=training, valid=validation, test=testing, teacher=teacher, augment=augment, roles=roles or {})
+
+
+def make_method(method: str | Method, options: Mapping[str, Any] | None) -> Method:
+    """A method object from a slug and its hyper-parameters.
+
+    Raises:
+        ValueError: unknown slug or hyper-parameter, nearest named; or options beside a method object.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise ValueError(f"options: expected none beside a method object, got {sorted(options)}")
+        return method
+    cls = load(method)
+    known = [field.name for field in read(method).fields]
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"method.{name}: expected a hyper-parameter of {method} out of {known}, got {name!r}{nearest(name, known)}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    missing = [field.name for field in fields(cls) if field.name not in given and field.default is field.default_factory]  # pyright: ignore
+    if missing:
+        raise ValueError(f"method.{missing[0]}: expected a value, {method} has no default for it")
+    return cls(**given)
+
+
+def make_training(training: Training | Mapping[str, Any] | None, epochs: float | None) -> Training:
+    """Training settings from what a caller gave."""
+    made = training if isinstance(training, Training) else Training(**(training or {}))
+    return made if epochs is None else Training(**{**made.model_dump(), "epochs": float(epochs), "steps": None})
+
+
+def refuse_other_run(folder: Path | None, resume: bool) -> None:
+    """Refuse a run directory that holds a run, unless it is to be resumed.
+
+    Raises:
+        ValueError: it holds one.
+    """
+    if folder is None or resume:
+        return
+    for name in ("metrics.jsonl", "result.json", "recipe.yaml", "trials"):
+        if (folder / name).exists():
+            raise ValueError(f"out: expected a new or empty directory, got {folder}, which holds another run (--resume goes on with it)")
+
+
+def data_identity(task: Task) -> dict[str, Any]:
+    """What a run was given to learn from, for the check on resuming."""
+    teacher = None if task.teacher is None else fingerprint(task.teacher)
+    return {"train": data_fingerprint(task.train), "valid": data_fingerprint(task.valid), "teacher": teacher, "augment": repr(task.augment)}
+
+
+def notes_on(task: Task, found: Preflight) -> list[str]:
+    """What every report says about how its numbers came about."""
+    where = "the test part, read once at the end" if task.test is not None else "the validation part: no test part was given"
+    return [
+        f"Numbers are of {where} ({len(task.measured)} examples); weights were chosen on {len(task.valid)} validation examples.",
+        f"Trained on {len(task.train)} examples.",
+        *found.notes,
+    ]

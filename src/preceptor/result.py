@@ -1,0 +1,192 @@
+"""From trials to ``result.json``: every number of a run or a study, and all that its report shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preceptor.compare.statistics import summary
+from preceptor.core.optional import require
+from preceptor.data.examples import Examples
+from preceptor.metrics.calibration import reliability_curve
+from preceptor.metrics.cost import cost
+from preceptor.metrics.evaluate import Predictions
+from preceptor.trial import Task, Trial
+
+
+def build_result(
+    *,
+    kind: str,
+    title: str,
+    task: Task,
+    arms: Mapping[str, Sequence[Trial]],
+    baselines: Sequence[str] = (),
+    paired: Sequence[Mapping[str, Any]] = (),
+    sweep: Mapping[str, Any] | None = None,
+    recipe: str = "",
+    teacher_seconds: float | None = None,
+    teacher_name: str = "teacher",
+    class_names: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Gather everything that a run or study found.
+
+    Args:
+        kind: "run" or "study".
+        title: of the report.
+        task: data and teacher.
+        arms: name -> trials, one per seed.
+        baselines: names of arms that others are compared with.
+        paired: from `preceptor.compare.statistics.paired`.
+        sweep: further points for the chart of accuracy against an axis.
+        recipe: YAML text that makes the run again.
+        teacher_seconds: time that training the teacher took, where that is known.
+        teacher_name: its name in tables.
+        class_names: shown under the example images.
+        notes: what a reader should know.
+    Returns:
+        Plain JSON values.
+    """
+    example = task.train.batch(torch.zeros(1, dtype=torch.int64))["x"]
+    rows, reliability = [], []
+    if task.teacher is not None:
+        metrics, says = task.measure(task.teacher, task.measured)
+        metrics = {key: value for key, value in metrics.items() if key not in ("agreement", "kl_to_teacher", "rank_correlation")}
+        seed = {"seed": None, "metrics": metrics, "train_seconds": teacher_seconds, "steps": None, "peak_memory_mb": None}
+        rows.append(
+            {
+                "name": teacher_name,
+                "role": "teacher",
+                "seeds": [seed],
+                "summary": {key: {"mean": value, "low": None, "high": None} for key, value in metrics.items()},
+                "cost": cost(task.teacher, example),
+            }
+        )
+        reliability.append(_reliability(teacher_name, [says]))
+    for name, trials in arms.items():
+        seeds = [
+            {key: vars(trial)[key] for key in ("seed", "metrics", "steps", "train_seconds", "peak_memory_mb")} | {"teacher_seconds": None}
+            for trial in trials
+        ]
+        measured = {trial.seed: trial.metrics for trial in trials}
+        rows.append(
+            {
+                "name": name,
+                "role": "baseline" if name in baselines else "method",
+                "seeds": seeds,
+                "summary": summary(measured) if len(trials) > 1 else _single(trials[0].metrics),
+                "cost": cost(trials[0].student, example),
+            }
+        )
+        reliability.append(_reliability(name, [trial.says for trial in trials]))
+    shown = max(
+        (trials[0] for name, trials in arms.items() if name not in baselines or len(arms) == 1), key=lambda t: t.metrics["accuracy"]
+    )
+    return {
+        "kind": kind,
+        "title": title,
+        "task": "classification",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "headline_metric": "accuracy",
+        "rows": rows,
+        "paired": list(paired),
+        "curves": [trial.curve for trials in arms.values() for trial in trials],
+        "sweep": sweep,
+        "reliability": reliability,
+        "disagreements": _disagreements(task, shown.says, class_names),
+        "recipe": recipe,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("preceptor", "torch", "accelerate", "numpy")},
+        "commit": _commit(),
+        "seeds": sorted({trial.seed for trials in arms.values() for trial in trials}),
+        "hardware": hardware(),
+        "notes": list(notes),
+    }
+
+
+def write_result(result: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``result.json`` whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".result.json.partial"
+    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return aside.replace(folder / "result.json")
+
+
+def hardware() -> str:
+    """The machine in words: processor, threads, accelerator."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads{gpu}"
+
+
+def _single(metrics: Mapping[str, float]) -> dict[str, dict[str, float | None]]:
+    return {key: {"mean": value, "low": None, "high": None} for key, value in metrics.items()}
+
+
+def _reliability(name: str, says: Sequence[Predictions]) -> dict[str, Any]:
+    """The reliability of all seeds of an arm together."""
+    curve = reliability_curve(torch.cat([s.logits for s in says]), torch.cat([s.labels for s in says]))
+    return {"name": name, "confidence": curve.confidence.tolist(), "accuracy": curve.accuracy.tolist(), "count": curve.count.tolist()}
+
+
+def _disagreements(task: Task, says: Predictions, class_names: Sequence[str], most: int = 12) -> list[dict[str, Any]]:
+    """Test images on which student and teacher differ, the surest first, both kinds of winner in turn."""
+    teacher_logits = task.teacher_logits(task.measured)
+    if teacher_logits is None or not task.measured.in_memory:
+        return []
+    student, teacher = says.logits.softmax(-1).max(-1), teacher_logits.softmax(-1).max(-1)
+    differ = student.indices != teacher.indices
+    sure = student.values + teacher.values
+    right = [differ & (student.indices == says.labels), differ & (student.indices != says.labels)]
+    orders = [torch.nonzero(part).squeeze(1)[sure[part].argsort(descending=True)].tolist() for part in right]
+    chosen = orders[0][: most // 2] + orders[1][: most - len(orders[0][: most // 2])]
+    names = list(class_names) or [str(c) for c in range(says.logits.shape[1])]
+    shown = []
+    for index in chosen:
+        image = _png(task.measured, index)
+        if image is None:
+            return []
+        shown.append(
+            {
+                "image": image,
+                "label": names[says.labels[index]],
+                "student": names[student.indices[index]],
+                "student_confidence": float(student.values[index]),
+                "teacher": names[teacher.indices[index]],
+                "teacher_confidence": float(teacher.values[index]),
+            }
+        )
+    return shown
+
+
+def _png(part: Examples, index: int) -> str | None:
+    """One image as a data URI; None where an example is no image."""
+    x = part.batch(torch.tensor([index]))["x"]
+    pixels = next(iter(x.values())) if isinstance(x, dict) else x
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        return None
+    pixels = pixels[0].double()
+    low, high = pixels.min(), pixels.max()
+    pixels = ((pixels - low) / (high - low).clamp_min(1e-12)).movedim(0, -1).expand(-1, -1, 3)
+    file = io.BytesIO()
+    require("matplotlib.image", extra="study", purpose="the report").imsave(file, pixels.numpy(), format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _commit() -> str | None:
+    """Commit of the working directory, with ``+`` when it holds changes; None outside a repository."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")

@@ -1,0 +1,335 @@
+"""One trial: one student trained by one method with one seed on a task, and measured on the test part.
+
+`preceptor.distill` runs one, `preceptor.compare` many. A trial with a folder can be killed and resumed; a finished one is read back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from preceptor.core.method import Method
+from preceptor.core.run import train
+from preceptor.core.state import State, compare_identity
+from preceptor.core.types import Record, Roles
+from preceptor.data.examples import Examples
+from preceptor.data.sources import Augment, Source
+from preceptor.metrics.cost import device_of, peak_memory_mb, reset_peak_memory, to_device
+from preceptor.metrics.evaluate import Predictions, predict, score
+from preceptor.models.adapters import count_classes
+from preceptor.models.folder import load_student, save_student
+from preceptor.training import Training
+
+Progress = Callable[[Record, int], None]
+"""Called after every update with the record and the total number of updates."""
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What all trials of a study share.
+
+    Args:
+        train, valid, test: disjoint parts; without a test part the validation part is measured in its stead.
+        teacher: None for training without one.
+        augment: applied to training batches.
+        roles: further networks that a method asks for.
+    """
+
+    train: Examples
+    valid: Examples
+    test: Examples | None = None
+    teacher: nn.Module | None = None
+    augment: Augment | None = None
+    roles: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._teacher_says: dict[str, Predictions] = {}
+
+    @property
+    def measured(self) -> Examples:
+        """The part that the final numbers come from."""
+        return self.valid if self.test is None else self.test
+
+    def teacher_logits(self, part: Examples) -> Tensor | None:
+        """What the teacher says about a part, (N, C); asked once."""
+        if self.teacher is None:
+            return None
+        if part.name not in self._teacher_says:
+            self._teacher_says[part.name] = predict(self.teacher, scan(part))
+        return self._teacher_says[part.name].logits
+
+    def measure(self, model: nn.Module, part: Examples) -> tuple[dict[str, float], Predictions]:
+        """Every metric of a model on a part."""
+        says = predict(model, scan(part))
+        return score(says.logits, says.labels, self.teacher_logits(part)), says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one trial gave. ``metrics`` are those of the test part, ``curve`` is for the learning curves of a report."""
+
+    name: str
+    seed: int
+    student: nn.Module
+    metrics: dict[str, float]
+    says: Predictions
+    steps: int
+    train_seconds: float
+    peak_memory_mb: float
+    curve: dict[str, Any]
+
+
+def scan(part: Examples, batch_size: int = 512) -> Any:
+    """One pass over a part in its order."""
+    return (part.batch(indices) for indices in torch.arange(len(part)).split(batch_size))
+
+
+def run_trial(
+    task: Task,
+    *,
+    name: str,
+    method: Method,
+    student: nn.Module,
+    training: Training,
+    seed: int = 0,
+    out: Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    trackers: tuple[str, ...] = (),
+) -> Trial:
+    """Train ``student`` in place and measure it.
+
+    Args:
+        task: data and teacher.
+        name: of the arm in tables and charts.
+        method: what to train by; its chain of stages is run to the end.
+        student: trained in place.
+        training: how.
+        seed: of data order, dropout and the method's draws; the global random state is left as it was.
+        out: the trial's folder; None writes nothing.
+        resume: go on with what ``out`` holds, or return it when it is finished.
+        identity: what the run is, beyond method and training; a folder of another run is refused.
+        progress: called after every update.
+        trackers: names that accelerate knows, such as "tensorboard"; they log under ``out/trackers``.
+    Raises:
+        see `preceptor.core.run.train`.
+    """
+    identity = {**(identity or {}), "training": training.model_dump(mode="json"), "seed": seed}
+    if resume and out is not None and (out / "trial.json").exists():
+        return _read_back(task, name, student, out, {**identity, "method": repr(method)})
+    tracking: dict[str, Any] = {"log_with": list(trackers), "project_dir": str((out or Path()) / "trackers")} if trackers else {}
+    accelerator = make_accelerator(training.precision, **tracking)
+    if trackers:
+        accelerator.init_trackers("preceptor")
+    reset_peak_memory(accelerator.device)
+    started = time.perf_counter()
+    records: list[tuple[int, float]] = []
+    validations: list[dict[str, float]] = []
+    teacher, stages = task.teacher, method.stages(task.teacher, student)
+    steps = 0
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        for number, stage in enumerate(stages, 1):
+            last = number == len(stages)
+            torch.manual_seed(seed)
+            steps = _train_stage(
+                task,
+                stage.method,
+                {"student": stage.student} | ({} if teacher is None else {"teacher": teacher}) | dict(task.roles),
+                training,
+                seed=seed,
+                out=out if last or out is None else out / "stages" / stage.name,
+                resume=resume,
+                identity={**identity, "stage": stage.name},
+                accelerator=accelerator,
+                progress=progress,
+                records=records if last else [],
+                validations=validations if last else [],
+                trackers=bool(trackers),
+            )
+            teacher = stage.student
+    if trackers:
+        accelerator.end_training()
+    seconds = time.perf_counter() - started
+    metrics, says = task.measure(student, task.measured)
+    if out is not None:
+        records, validations, seconds = _whole_course(out)
+    curve = {"name": name, "seed": seed, **_thinned(records), "valid": validations}
+    trial = Trial(
+        name=name,
+        seed=seed,
+        student=student,
+        metrics=metrics,
+        says=says,
+        steps=steps,
+        train_seconds=seconds,
+        peak_memory_mb=peak_memory_mb(accelerator.device),
+        curve=curve,
+    )
+    if out is not None and accelerator.is_main_process:
+        save_student(student, out / "student", {"method": name, "metrics": metrics})
+        kept = {key: vars(trial)[key] for key in ("name", "seed", "metrics", "steps", "train_seconds", "peak_memory_mb", "curve")}
+        aside = out / ".trial.json.partial"
+        aside.write_text(json.dumps({**kept, "identity": {**identity, "method": repr(method)}}, indent=1))
+        aside.replace(out / "trial.json")
+    return trial
+
+
+def make_accelerator(precision: Literal["no", "bf16"], **tracking: Any) -> Accelerator:
+    """An accelerator of this precision; accelerate shares one precision per process unless its state is begun anew."""
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision, **tracking)
+
+
+class SetUp(NamedTuple):
+    """What `preceptor.core.run.train` needs besides the method."""
+
+    roles: dict[str, nn.Module]
+    source: Source
+    optimizers: dict[str, Optimizer]
+    schedulers: dict[str, LRScheduler]
+    steps: int
+
+
+def set_up(task: Task, method: Method, roles: Mapping[str, nn.Module], training: Training, *, seed: int, accelerator: Accelerator) -> SetUp:
+    """Place the networks, make those that the method asks for, and the source, optimizers and schedules.
+
+    Raises:
+        ValueError: class counts differ, or the method cannot work with these networks.
+    """
+    source = Source(
+        task.train,
+        batch_size=training.batch_size,
+        seed=seed,
+        augment=task.augment,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        num_workers=training.num_workers,
+    )
+    placed = {name: module.to(accelerator.device) for name, module in roles.items()}
+    check_classes(task, placed)
+    example = next(source.scan())
+    example = {key: value.to(accelerator.device) if isinstance(value, Tensor) else value for key, value in example.items()}
+    made = method.extra_roles(placed, example)
+    placed |= {name: module.to(accelerator.device) for name, module in made.items() if name not in placed}
+    if training.ema is not None:
+        placed["ema"] = deepcopy(placed["student"])
+    steps = training.total_steps(source.batches_per_epoch)
+    return SetUp(placed, source, *training.build(method, placed, steps), steps)
+
+
+def _train_stage(
+    task: Task,
+    method: Method,
+    roles: dict[str, nn.Module],
+    training: Training,
+    *,
+    seed: int,
+    out: Path | None,
+    resume: bool,
+    identity: Mapping[str, Any],
+    accelerator: Accelerator,
+    progress: Progress | None,
+    records: list[tuple[int, float]],
+    validations: list[dict[str, float]],
+    trackers: bool,
+) -> int:
+    """Train one stage and return its updates."""
+    roles, source, optimizers, schedulers, steps = set_up(task, method, roles, training, seed=seed, accelerator=accelerator)
+
+    def valid(roles: Roles, state: State) -> dict[str, float]:
+        metrics, _ = task.measure(roles["student"], task.valid)
+        validations.append({"step": state.step, **metrics})
+        return metrics
+
+    def report(record: Record) -> None:
+        records.append((record.step, record.losses.get("total", float("nan"))))
+        if progress is not None:
+            progress(record, steps)
+
+    state = train(
+        method,
+        roles,
+        source,
+        optimizers,
+        steps=steps,
+        micro=training.micro,
+        schedulers=schedulers,
+        clip=training.clip,
+        seed=seed,
+        accelerator=accelerator,
+        valid=valid,
+        evaluate_every=training.evaluate_every or max(1, steps // 20),
+        monitor=training.monitor,
+        mode=training.mode,
+        patience=training.patience,
+        ema=training.ema,
+        skip_nonfinite=training.skip_nonfinite,
+        out=out,
+        resume=resume,
+        identity=identity,
+        checkpoint_every=training.checkpoint_every,
+        keep=training.keep,
+        progress=report,
+        trackers=trackers,
+    )
+    return state.step
+
+
+def check_classes(task: Task, roles: Roles) -> None:
+    """Refuse networks whose class counts differ from each other or are too few for the labels.
+
+    Raises:
+        ValueError: names the role, expected and got.
+    """
+    example = task.train.batch(torch.zeros(1, dtype=torch.int64))["x"]
+    counts = {
+        name: count_classes(roles[name], to_device(example, device_of(roles[name]))) for name in ("teacher", "student") if name in roles
+    }
+    student = counts.get("student", task.train.num_classes)
+    if counts.get("teacher", student) != student:
+        raise ValueError(f"teacher: expected {student} classes like the student, got {counts['teacher']}")
+    if student < task.train.num_classes:
+        raise ValueError(f"student: expected at least the {task.train.num_classes} classes of the labels, got {student}")
+
+
+def _read_back(task: Task, name: str, student: nn.Module, out: Path, identity: Mapping[str, Any]) -> Trial:
+    saved = json.loads((out / "trial.json").read_text())
+    compare_identity(saved["identity"], identity, where=str(out))
+    load_student(out / "student", model=student)
+    _, says = task.measure(student, task.measured)
+    return Trial(
+        name=name,
+        student=student,
+        says=says,
+        **{key: saved[key] for key in ("seed", "metrics", "steps", "train_seconds", "peak_memory_mb", "curve")},
+    )
+
+
+def _whole_course(out: Path) -> tuple[list[tuple[int, float]], list[dict[str, float]], float]:
+    """Losses, validations and seconds of a run from its files, parts before an interruption included."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = [(line["step"], line["losses"].get("total", float("nan"))) for line in lines if "losses" in line]
+    validations = [{"step": line["step"], **line["valid"]} for line in lines if "valid" in line]
+    timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
+    return records, validations, sum(line["seconds"] for line in timings)
+
+
+def _thinned(records: list[tuple[int, float]], most: int = 200) -> dict[str, list[float]]:
+    """At most ``most`` points: means of equal runs of updates, each at its last one."""
+    size = max(1, -(-len(records) // most))
+    groups = [records[start : start + size] for start in range(0, len(records), size)]
+    return {"step": [group[-1][0] for group in groups], "loss": [sum(loss for _, loss in group) / len(group) for group in groups]}
