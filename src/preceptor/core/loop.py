@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -65,6 +65,7 @@ def steps(
                 batch = method.prepare(batch, roles, state)
             counts = global_counts(batch)
             parts = split(batch, micro)
+            learning_rate = float(next(iter(optimizers.values()), _NONE).param_groups[0]["lr"])
             reports: dict[str, Terms] = {}
             losses: dict[str, float] = {}
             for phase in phases:
@@ -72,7 +73,7 @@ def steps(
                     continue
                 parameters = [p for role in phase.trains for p in trainable[role]]
                 if len(phases) > 1:
-                    _require_grad(trainable, phase)
+                    _require_grad(trainable, phase.trains)
                 keep = len(parts) == 1 or not (default_update and phase.update == method.update)
                 compute = _Compute(phase, parts, counts, roles, state, accelerator, parameters, keep_signals=keep)
                 try:
@@ -89,13 +90,12 @@ def steps(
             with torch.no_grad():
                 method.after_step(batch, reports, roles, state)
             state.step += 1
-            first = next(iter(optimizers.values()), _NONE)
             yield Record(
                 step=state.step,
                 epoch=state.epoch,
                 losses=losses,
                 items=int(counts["examples"]),
-                learning_rate=float(first.param_groups[0]["lr"]),
+                learning_rate=learning_rate,
                 gradient_norm=state.gradient_norm,
                 extras=dict(state.log),
             )
@@ -122,32 +122,31 @@ class _Compute:
     ) -> None:
         self.phase, self.parts, self.counts, self.roles, self.state = phase, parts, counts, roles, state
         self.accelerator, self.parameters, self.keep_signals = accelerator, parameters, keep_signals
-        self.random: RandomState | None = None
+        self.randoms: dict[int, RandomState] = {}
         self.signals: dict[int, Signal] = {}
         self.terms: Terms = {}
         self.values: dict[str, float] = {}
 
     def __call__(self, only: Sequence[str] | None = None, backward: bool = True) -> Terms:
         """Run all microbatches; see `preceptor.core.method.Compute`."""
-        if self.random is None:
-            self.random = RandomState.capture(self.state.rng)
-        else:
-            self.random.restore(self.state.rng)
         if backward:
             for parameter in self.parameters:
                 parameter.grad = None
         terms: Terms = {}
         for index, batch in enumerate(self.parts):
-            with torch.set_grad_enabled(backward), self.accelerator.autocast():
-                loss = self.phase.loss(batch, self._signal(index, batch), self.roles, self.state)
-            shares = reduce_terms(loss, batch, self.counts, len(self.parts) * world_size())
-            if only is not None:
-                unknown = set(only) - set(shares)
-                if unknown:
-                    raise ValueError(f"compute: expected terms out of {sorted(shares)}, got {sorted(unknown)}")
-                shares = {name: shares[name] for name in only}
-            if backward:
-                functools.reduce(torch.add, shares.values()).backward()
+            with torch.set_grad_enabled(backward):  # also where the caller disabled it: a method may train inside prepare
+                with self.accelerator.autocast():
+                    signal = self._signal(index, batch)
+                    self._replay(index)
+                    loss = self.phase.loss(batch, signal, self.roles, self.state)
+                shares = reduce_terms(loss, batch, self.counts, len(self.parts) * world_size())
+                if only is not None:
+                    unknown = set(only) - set(shares)
+                    if unknown:
+                        raise ValueError(f"compute: expected terms out of {sorted(shares)}, got {sorted(unknown)}")
+                    shares = {name: shares[name] for name in only}
+                if backward:
+                    functools.reduce(torch.add, shares.values()).backward()
             for name, share in shares.items():
                 terms[name] = terms[name] + share.detach() if name in terms else share.detach()
         if backward:
@@ -168,6 +167,12 @@ class _Compute:
         if self.keep_signals:
             self.signals[index] = signal
         return signal
+
+    def _replay(self, index: int) -> None:
+        if index in self.randoms:
+            self.randoms[index].restore(self.state.rng)
+        else:
+            self.randoms[index] = RandomState.capture(self.state.rng)
 
 
 def _check(method: Method, phases: Sequence[Phase], roles: Roles, optimizers: Mapping[str, Optimizer], micro: int) -> None:
@@ -194,10 +199,11 @@ def _borrowed(roles: Roles, phases: Sequence[Phase]) -> Iterator[dict[str, list[
     trained = {role for phase in phases for role in phase.trains}
     trainable = {name: [p for p in module.parameters() if p.requires_grad] for name, module in roles.items() if name in trained}
     try:
-        for name, module in roles.items():
+        for name in sorted(roles, key=trained.__contains__):  # what a frozen role shares with a trained one is trained
             if name not in trained:
-                module.requires_grad_(False)
-            module.train(name in trained)
+                roles[name].requires_grad_(False)
+            roles[name].train(name in trained)
+        _require_grad(trainable, trained)
         yield trainable
     finally:
         for parameter, flag in flags:
@@ -206,7 +212,7 @@ def _borrowed(roles: Roles, phases: Sequence[Phase]) -> Iterator[dict[str, list[
             module.training = training
 
 
-def _require_grad(trainable: Mapping[str, Sequence[nn.Parameter]], phase: Phase) -> None:
-    for role, parameters in trainable.items():
-        for parameter in parameters:
-            parameter.requires_grad_(role in phase.trains)
+def _require_grad(trainable: Mapping[str, Sequence[nn.Parameter]], trains: Collection[str]) -> None:
+    for role in sorted(trainable, key=trains.__contains__):
+        for parameter in trainable[role]:
+            parameter.requires_grad_(role in trains)

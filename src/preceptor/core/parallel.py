@@ -6,11 +6,15 @@ up gradients after the backward pass; sharding is torch's FSDP2, applied in plac
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
@@ -19,36 +23,95 @@ from preceptor.core.reduce import world_size
 from preceptor.core.types import Roles
 
 
+def check_world(world: int, environ: Mapping[str, str]) -> None:
+    """Refuse processes that were launched as several but do not know of each other: each would train, and write, alone.
+
+    Args:
+        world: number of processes that train together, from `preceptor.core.reduce.world_size`.
+        environ: the environment variables that the launcher set.
+    Raises:
+        ValueError: the launcher started, or was asked for, another number; the message holds a launch line that works.
+    """
+    asked = max(int(environ.get(name, 1)) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    # `accelerate launch --cpu --num_processes N` starts one process; that it was asked for several shows in these variables alone.
+    unstarted = "ACCELERATE_DYNAMO_BACKEND" in environ and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ
+    if asked not in (1, world) or (unstarted and world == 1):
+        expected = str(asked) if asked > 1 else "several, as accelerate was asked for"
+        line = f"ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {asked if asked > 1 else 'N'} ..."
+        raise ValueError(f"world size: expected {expected}, got {world}; on CPUs launch with: {line}")
+
+
 def broadcast(roles: Roles) -> None:
-    """Give every process rank 0's parameters and buffers; sharded roles are left alone."""
+    """Give every process rank 0's parameters and buffers; sharded roles are left alone.
+
+    Raises:
+        ValueError: see `check_world`.
+    """
+    check_world(world_size(), os.environ)
     if world_size() == 1:
         return
     with torch.no_grad():
         for name in sorted(roles):
             for tensor in (*roles[name].parameters(), *roles[name].buffers()):
                 if not isinstance(tensor, DTensor):
-                    dist.broadcast(tensor, src=0)
+                    message = tensor.contiguous()
+                    dist.broadcast(message, src=0)
+                    tensor.copy_(message)
 
 
 def shard(module: nn.Module) -> nn.Module:
     """Shard a role's parameters over all processes (FSDP2), in place: call it before the optimizer is made.
 
-    Every child that holds parameters is a unit of its own, then the rest. Gradients are summed, not averaged: the loop has divided the
-    loss by the global count already. On one process the module is returned as it is.
+    Every process gets its part of rank 0's weights. Every child that holds parameters is a unit of its own, then the rest; a child is
+    to be called, not only to have its parameters read. Gradients are summed, not averaged: the loop has divided the loss by the global
+    count already. All roles of one optimizer are sharded or none is. On one process the module is returned as it is.
+
+    Raises:
+        ValueError: see `check_world`.
     """
+    broadcast({"": module})
     if world_size() == 1:
         return module
-    for child in module.children():
-        if any(True for _ in child.parameters()):
-            _fully_shard(child)
-    _fully_shard(module)
+    device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator(check_available=True)
+    mesh = init_device_mesh(str(device), (world_size(),))
+    for unit in (*_units(module), module):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # else a look at the parameters after a validation sees others
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        _follow_flags(unit)
     return module
 
 
-def _fully_shard(module: nn.Module) -> None:
-    fully_shard(module)
-    if isinstance(module, FSDPModule):
-        module.set_gradient_divide_factor(1.0)
+def _units(module: nn.Module) -> list[nn.Module]:
+    """Children to shard on their own: those that share no parameter with the rest."""
+    uses = Counter(p for _, p in module.named_parameters(remove_duplicate=False))
+    own = {child: Counter(p for _, p in child.named_parameters(remove_duplicate=False)) for child in _children(module)}
+    return [child for child, counts in own.items() if counts and all(uses[p] == count for p, count in counts.items())]
+
+
+def _children(module: nn.Module) -> Iterator[nn.Module]:
+    """Children that can be called; containers such as ModuleList are opened."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _children(child)
+        else:
+            yield child
+
+
+def _follow_flags(unit: nn.Module) -> None:
+    """Let gathered parameters require grad when the sharded ones do: FSDP looks once, phases change it from step to step."""
+    flags: dict[str, bool] = {}
+
+    def note(module: nn.Module, args: Any) -> None:
+        flags.update({name: p.requires_grad for name, p in module.named_parameters()})
+
+    def follow(module: nn.Module, args: Any) -> None:
+        for name, p in module.named_parameters():
+            p.requires_grad_(flags[name])
+
+    unit.register_forward_pre_hook(note, prepend=True)  # before FSDP gathers
+    unit.register_forward_pre_hook(follow)
 
 
 def whole(tree: Any) -> Any:

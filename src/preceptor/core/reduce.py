@@ -14,7 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from preceptor.core.types import Batch, Terms
 
@@ -38,14 +40,25 @@ def num_examples(batch: Batch) -> int:
     raise ValueError(f"batch: expected at least one tensor with an example axis, got keys {sorted(batch)}")
 
 
+def _device(batch: Batch) -> torch.device:
+    return next(leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+
+
 def split(batch: Batch, parts: int) -> list[Batch]:
     """Cut a batch into ``parts`` microbatches along the example axis, as evenly as possible; views, not copies.
 
     Tensors and lists as long as the batch are cut, mappings entry by entry; everything else is repeated. A batch shorter than
-    ``parts`` gives one microbatch per example (at least one).
+    ``parts`` gives one microbatch per example (at least one). Every process gets as many, some of them possibly empty, since sharded
+    roles talk to each other in every forward pass.
     """
+    if parts == 1:
+        return [batch]
     total = num_examples(batch)
     parts = max(1, min(parts, total))
+    if world_size() > 1:
+        most = torch.tensor(parts, device=_device(batch))
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        parts = int(most)
     if parts == 1:
         return [batch]
     bounds = [total * i // parts for i in range(parts + 1)]
@@ -66,8 +79,7 @@ def global_counts(batch: Batch) -> dict[str, float]:
     counts |= {key: float(value.sum()) for key, value in batch.items() if key == "mask" or key.startswith("mask/")}
     if world_size() == 1:
         return counts
-    device = next(value for value in batch.values() if isinstance(value, Tensor)).device
-    vector = torch.tensor([counts[key] for key in sorted(counts)], dtype=torch.float64, device=device)
+    vector = torch.tensor([counts[key] for key in sorted(counts)], dtype=torch.float64, device=_device(batch))
     dist.all_reduce(vector)
     return dict(zip(sorted(counts), vector.tolist(), strict=True))
 
@@ -147,8 +159,9 @@ class _Gather(torch.autograd.Function):
         return torch.cat([piece[:length] for piece, length in zip(pieces, lengths, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)  # autograd may hand the same tensor to others
         dist.all_reduce(gradient)
         start, length = ctx.span
         return gradient[start : start + length]

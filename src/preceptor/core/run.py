@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import shlex
 import signal as signals
 import sys
@@ -120,6 +121,9 @@ def train(
     out = Path(out) if out is not None else None
     if ema is not None and "ema" not in roles:
         raise ValueError(f"roles: ema={ema} needs a role 'ema' (a copy of the student), got roles {sorted(roles)}")
+    for name, value in {"patience": patience, "keep": keep, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     names = [phase.name for phase in method.phases()]
     optimizers = {names[0]: optimizers} if isinstance(optimizers, Optimizer) else optimizers
     schedulers = {names[0]: schedulers} if isinstance(schedulers, LRScheduler) else (schedulers or {})
@@ -135,14 +139,14 @@ def train(
     if resume:
         journal.truncate(keeper.load(warn))
     learner = "ema" if ema is not None else "student"
-    skips = skip_nonfinite
     done = state.step >= steps or _stale(state, patience)
     with _deferred_signals() as caught, journal:
         while not done:  # one turn, and one more for every batch that was dropped
             turn = loop_steps(
                 method, roles, state.source, optimizers, state=state, accelerator=accelerator, micro=micro, schedulers=schedulers
             )
-            buffers = _buffers(roles) if skips else []
+            may_skip = state.dropped < skip_nonfinite
+            buffers = _buffers(roles) if may_skip else []
             try:
                 with closing(turn):
                     for record in turn:
@@ -164,18 +168,20 @@ def train(
                             raise Interrupted(stopped, record.step, out)
                         if done:
                             break
-                        if skips:
+                        if may_skip:
                             buffers = _buffers(roles)
             except NonFinite as error:
                 where = keeper.set_aside(error)
-                if skips == 0:
+                if not may_skip:
                     error.args = (f"{error}; {where}",)
                     raise
-                skips -= 1
+                state.dropped += 1
                 journal.event(error.step, "nonfinite", error.values)
-                warn(f"{error}; batch dropped ({skips} more may be), {where}")
+                warn(f"{error}; batch dropped ({skip_nonfinite - state.dropped} more may be), {where}")
                 for buffer, value in buffers:
                     buffer.copy_(value)
+        if caught:  # after the last look at it
+            raise Interrupted(caught[0], state.step, out)
     if state.best:
         load_whole(roles["student"], state.best["weights"])
     return state
@@ -201,7 +207,8 @@ class _Keeper:
         trained = {role for phase in method.phases() for role in phase.trains}
         self.frozen = {} if out is None else {name: fingerprint(module) for name, module in roles.items() if name not in trained}
         # what starts frozen and is moved by a hook (an EMA) is told by its changed fingerprint; it has no identity to check
-        self.identity = {**identity, "method": repr(method), "total_steps": state.total_steps}
+        described = re.sub(r" at 0x[0-9a-f]+", "", repr(method))  # a function's address is another one in every process
+        self.identity = {**identity, "method": described, "total_steps": state.total_steps}
         if "teacher" in self.frozen:
             self.identity["teacher"] = self.frozen["teacher"]
 
@@ -231,10 +238,12 @@ class _Keeper:
 
     def set_aside(self, error: NonFinite) -> str:
         """Keep what made a loss non-finite; return where, as a clause."""
-        if self.out is None or not self.main:
+        if self.out is None:
             return "nothing kept: train was given no out"
         folder = self.out / "nonfinite"
-        save_checkpoint(folder, {**whole(self._payload()), "values": error.values, "batch": error.batch}, step=error.step + 1, identity={})
+        payload = {**whole(self._payload()), "values": error.values, "batch": error.batch}
+        if self.main:
+            save_checkpoint(folder, payload, step=error.step + 1, identity={})
         return f"batch and state kept in {folder / f'step-{error.step + 1}'}"
 
     def _payload(self) -> dict[str, Any]:
@@ -315,23 +324,33 @@ def _buffers(roles: Roles) -> list[tuple[Tensor, Tensor]]:
 
 @contextmanager
 def _deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one kills at once. Only the main thread can."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
+    """Collect SIGTERM and SIGINT instead of dying of them; a second one kills at once.
+
+    Only the main thread can, and of two runs, one inside the other, only the outer one does: it saves what a signal must not lose.
+    """
+    catch = _Catch({number: signals.getsignal(number) for number in (signals.SIGTERM, signals.SIGINT)})
+    inside = any(isinstance(handler, _Catch) for handler in catch.before.values())
+    if inside or threading.current_thread() is not threading.main_thread():
+        yield catch.caught
         return
-    numbers = (signals.SIGTERM, signals.SIGINT)
-    before = {number: signals.getsignal(number) for number in numbers}
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for each in numbers:
-            signals.signal(each, before[each])
-
     try:
-        for number in numbers:
+        for number in catch.before:
             signals.signal(number, catch)
-        yield caught
+        yield catch.caught
     finally:
-        for number in numbers:
-            signals.signal(number, before[number])
+        catch.restore()
+
+
+class _Catch:
+    """A signal handler that remembers the signal and puts back the handlers from ``before``."""
+
+    def __init__(self, before: Mapping[int, Any]) -> None:
+        self.before, self.caught = before, list[int]()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.caught.append(number)
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signals.signal(number, handler)

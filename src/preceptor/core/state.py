@@ -63,6 +63,7 @@ class State:
         source: the data being trained on (curricula call its ``feedback``).
         log: numbers that the present step wants in its Record.
         gradient_norm: norm of the present update before clipping.
+        dropped: batches dropped for a non-finite loss or gradient.
         best: best validation so far: ``step``, ``value``, ``metrics``, ``weights``; empty before the first.
     """
 
@@ -77,6 +78,7 @@ class State:
     source: Stream | None = None
     log: dict[str, float] = field(default_factory=dict)
     gradient_norm: float | None = None
+    dropped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,7 @@ class State:
         return {
             "step": self.step,
             "epoch": self.epoch,
+            "dropped": self.dropped,
             "memory": self.memory,
             "best": self.best,
             "streams": {key: stream.state_dict() for key, stream in self.streams.items()},
@@ -100,7 +103,8 @@ class State:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.step, self.epoch, self.memory, self.best = saved["step"], saved["epoch"], saved["memory"], saved["best"]
+        self.step, self.epoch, self.dropped = saved["step"], saved["epoch"], saved["dropped"]
+        self.memory, self.best = saved["memory"], saved["best"]
         for key, stream in self.streams.items():
             stream.load_state_dict(saved["streams"][key])
         if self.source is not None:
@@ -234,7 +238,7 @@ def _by_step(folder: Path) -> list[Path]:
 
 def _verified(path: Path) -> dict[str, Any]:
     manifest = json.loads((path / "manifest.json").read_text())
-    digest = manifest.pop("digest")
+    digest = manifest.pop("digest") if isinstance(manifest, dict) else None
     if digest != _digest(manifest):
         raise ValueError("manifest.json was altered")
     for name, expected in manifest["files"].items():

@@ -66,9 +66,11 @@ class Repeated:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read up to the saved position."""
-        self.epoch, self.position, self.iterator = state["epoch"], state["position"], iter(self.batches)
-        for _ in range(self.position):
-            next(self.iterator)
+        self.epoch, self.position, self.iterator = state["epoch"], state["position"], None
+        if self.position:  # at 0 the straight run has not begun its pass either, which may draw random numbers
+            self.iterator = iter(self.batches)
+            for _ in range(self.position):
+                next(self.iterator)
 
 
 def as_stream(source: Stream | Iterable[Batch]) -> Stream:
