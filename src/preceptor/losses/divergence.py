@@ -319,7 +319,6 @@ def _both(student: Tensor, teacher: Tensor, temperature: Temperature, teacher_te
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """log(share a + (1 - share) b), exact at share 0 and 1."""
-    if share in (0, 1):
-        return log_a if share == 1 else log_b
-    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+    """log(share a + (1 - share) b), exact at share 0 and 1, where the absent side stays in the graph."""
+    weights = [math.log(w) if w > 0 else -math.inf for w in (share, 1 - share)]
+    return torch.logaddexp(log_a + weights[0], log_b + weights[1])

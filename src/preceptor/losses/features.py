@@ -81,6 +81,7 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, p: int = 2) -> Tenso
         TypeError: features are not floating point.
         ValueError: features do not have four axes, the numbers of examples differ, or p < 1.
     """
+    check_floating(student=student, teacher=teacher)
     if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
         raise ValueError(
             f"teacher: expected shape (N, channels, height, width) with N like student {tuple(student.shape)}, got {tuple(teacher.shape)}"

@@ -59,7 +59,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: embeddings, shape (N, other D); treated as constant.
 
     Returns:
-        Shape (N,), >= 0; 0 for N < 3.
+        Shape (N,), >= 0; 0 up to rounding for N < 3.
 
     Raises:
         TypeError: embeddings are not floating point.
