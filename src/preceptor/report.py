@@ -36,6 +36,7 @@ from preceptor.report_words import difference, takeaways, verdict
 IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TONES = {"shown": ("good", "✓"), "contradicted": ("bad", "✗"), "not shown at this size": ("calm", "○"), "too few seeds": ("calm", "…")}
+WORDS = ("Measure", "Verdict")  # headings of columns of words, set flush left
 BELOW = {"parameters": "macs", "train_seconds": "peak_memory_mb"}  # the value stands under the key in the terminal's table
 SHORT = {"agreement": "Agreement\nwith teacher", "parameters": "Params", "train_seconds": "Time", "peak_memory_mb": "Memory"}
 
@@ -151,7 +152,7 @@ def _escape(value: object) -> str:
 
 def _table(label: str, head: Sequence[str], body: Iterable[tuple[str, Sequence[str]]]) -> str:
     """A table in a container of its own that scrolls; the cells are ready ``<td>`` elements."""
-    heads = "".join(f'<th scope="col">{text}</th>' for text in head)
+    heads = "".join(f'<th scope="col"{" class=words" if text in WORDS else ""}>{text}</th>' for text in head)
     rows = "".join(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>' for name, cells in body)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{table}</div>'
@@ -192,7 +193,7 @@ def _paired(result: Result) -> str:
     body = []
     for pair in pairs:
         measure = measure_of(pair["metric"])
-        text, interval = difference(measure, pair, signed=True)
+        text, interval = difference(measure, pair, plus=True)
         tone, sign = TONES.get(pair.get("verdict") or "", ("calm", ""))
         cells = [f"<td class=words>{_escape(measure.label)}</td>", f"<td>{text}{f' <small>({interval})</small>' if interval else ''}</td>"]
         cells += [f"<td>{_p_value(pair.get(key))}</td>" for key in ("p_value", "p_holm")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from preceptor.report_numbers import Result, count, finite, headline, lookup, measure_of, rows_in_order
+from preceptor.report_numbers import Result, count, finite, headline, join, lookup, measure_of, rows_in_order
 from preceptor.report_svg import GREY, INK, PAPER, SERIES, Look, baseline_of, looks, svg_axes
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[Line]], look: Mapping[s
             axes.plot(x, y, color=colour, linewidth=0.7 if several else 1.6, alpha=0.45 if several else 1)
         if several and all(np.array_equal(x, seeds[0][0]) for x, _ in seeds):
             mean = np.mean([y for _, y in seeds], axis=0)
-            axes.plot(seeds[0][0], mean, color=colour, linewidth=1.9, marker=look[name].marker, markevery=max(1, len(mean) // 6))
+            axes.plot(seeds[0][0], mean, color=colour, linewidth=1.6, marker=look[name].marker, markevery=max(1, len(mean) // 6))
     axes.set_xlabel("Step")
 
 
@@ -100,7 +100,10 @@ def curve_charts(result: Result) -> list[Chart]:
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axes.yaxis.set_minor_formatter(lambda value, _: "")
             axes.set_ylabel("Loss")
-        caption = f"{seeds.capitalize()}. Each method minimises a loss of its own: compare the shapes, not the heights."
+        smooth = (
+            " Averaged over windows of steps." if any(len(curve.get("loss") or []) > CURVE_POINTS for curve in result["curves"]) else ""
+        )
+        caption = f"{seeds.capitalize()}.{smooth} Each method minimises a loss of its own: compare the shapes, not the heights."
         charts.append(Chart(title=title, svg=svg[0], caption=caption, names=tuple(losses)))
     if scores:
         title = f"Validation {measure.label if measure.label.isupper() else measure.label.lower()}"
@@ -197,15 +200,10 @@ def sweep_charts(result: Result) -> list[Chart]:
         axes.set_xlabel(axis.capitalize())
         _show_units(axes, result)
     caption = "".join(
-        f"{name} is {_join([f'{place} {baseline} at {_join(where)}' for place, where in found.items()])}. "
-        for name, found in places.items()
+        f"{name} is {join([f'{place} {baseline} at {join(where)}' for place, where in found.items()])}. " for name, found in places.items()
     )
     rule = "Level (a hollow marker) means that the two 95 % intervals overlap." if places else ""
     return [Chart(title=title, svg=svg[0], caption=caption + rule, names=names)]
-
-
-def _join(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def pareto_front(points: Sequence[Point], sign: int) -> list[Point]:
@@ -243,7 +241,7 @@ def front_charts(result: Result) -> list[Chart]:
             _log_counts(axes, [point.x for point in points])
             axes.set_xlabel(label)
             _show_units(axes, result)
-        caption = f"Ringed, joined by the dashed line, is the Pareto front: {_join([point.name for point in front])}."
+        caption = f"Ringed, joined by the dashed line, is the Pareto front: {join([point.name for point in front])}."
         charts.append(Chart(title=title, svg=svg[0], caption=caption, names=tuple(point.name for point in points)))
     return charts
 
@@ -264,7 +262,7 @@ def reliability_charts(result: Result) -> list[Chart]:
                 share = number[kept] / np.nansum(number)
                 axes.bar(confidence[kept], 0.3 * share / share.max(), width=0.04, color=GREY, alpha=0.45)
             axes.plot(confidence[kept], accuracy[kept], color=colour, marker="o", markersize=4, linewidth=1.4)
-            axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Confidence", ylabel="Accuracy", aspect="equal")
+            axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Confidence", ylabel="Accuracy")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_ticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
         ece = lookup(rows.get(name, {}), "ece")

@@ -52,6 +52,11 @@ def thousandths(value: float) -> str:
     return f"{value:.3f}"
 
 
+def join(words: Sequence[str], last: str = "and") -> str:
+    """A, B and C."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """One column: how a value is written and which direction is better (1 higher, -1 lower, 0 neither)."""
@@ -92,7 +97,7 @@ MORE = (
     Measure(key="adaptive_ece", label="Adaptive ECE", number=hundredths, unit=" %", sign=-1),
     Measure(key="kl_to_teacher", label="KL to teacher (nats)", number=thousandths, sign=-1),
     Measure(key="rank_correlation", label="Rank correlation of logits", number=thousandths, sign=1),
-    Measure(key="teacher_seconds", label="Teacher time", number=duration, sign=-1),
+    Measure(key="teacher_seconds", label="Teacher time", number=duration),
     Measure(key="steps", label="Steps", number=count),
     Measure(key="checkpoint_bytes", label="Checkpoint", number=count, unit="B", sign=-1),
 )

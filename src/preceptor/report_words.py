@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.report_numbers import Measure, Result, finite, headline, lookup, measure_of, rows_in_order, significant
+from preceptor.report_numbers import Measure, Result, finite, headline, join, lookup, measure_of, rows_in_order, significant
 
 
-def difference(measure: Measure, pair: Mapping[str, Any], *, signed: bool) -> tuple[str, str]:
-    """A paired difference and its interval, as texts; without ``signed`` it is turned so that above zero is an improvement."""
-    turn = 1 if signed or measure.sign >= 0 else -1
+def difference(measure: Measure, pair: Mapping[str, Any], *, turn: int = 1, plus: bool = False) -> tuple[str, str]:
+    """A paired difference and its interval ("" without one) as texts, both times ``turn``; ``plus`` writes the sign of a rise."""
     mean, ends = turn * pair["mean"], [pair.get("low"), pair.get("high")]
-    points = "" if measure.unit != " %" else " points" if measure.key == "accuracy" or signed else f" points of {measure.label}"
-    unit = points or ("" if signed else f" {measure.label}")
-    text = (("+" if signed and mean > 0 else "") + measure.number(mean)).replace("-", "−") + unit
-    if not all(map(finite, ends)):
-        return text, ""
-    low, high = sorted(turn * end for end in ends if finite(end))
-    return text, measure.interval(low, high)
+    text = f"{'+' if plus and mean > 0 else ''}{measure.number(mean)}{' points' if measure.unit == ' %' else ''}".replace("-", "−")
+    low, *high = sorted(turn * end for end in ends if finite(end)) or [0.0]
+    return text, measure.interval(low, high[0]) if high else ""
 
 
 def _common_seeds(result: Result, pair: Mapping[str, Any]) -> int:
@@ -26,38 +21,38 @@ def _common_seeds(result: Result, pair: Mapping[str, Any]) -> int:
     return len(seeds.get(pair["method"], set()) & seeds.get(pair["baseline"], set()))
 
 
-def _by(result: Result, pair: Mapping[str, Any]) -> str:
+def _by(result: Result, pair: Mapping[str, Any], *, turn: int, plus: bool = False) -> str:
     """``3.1 points (95 % interval 2.2 to 4.0, 5 seeds)``."""
-    text, interval = difference(headline(result), pair, signed=False)
-    seeds = _common_seeds(result, pair)
+    measure, seeds = headline(result), _common_seeds(result, pair)
+    text, interval = difference(measure, pair, turn=turn, plus=plus)
+    of = "" if measure.key == "accuracy" else f" {'of ' * (measure.unit == ' %')}{measure.label}"
     facts = [f"95 % interval {interval}"] * bool(interval) + [f"{seeds} seed{'s' * (seeds != 1)}"] * bool(seeds)
-    return f"{text} ({', '.join(facts)})" if facts else text
+    return f"{text}{of} ({', '.join(facts)})" if facts else text + of
 
 
 def verdict(result: Result) -> tuple[str, str]:
     """The result in one sentence, and its tone: ``shown``, ``not shown at this size``, ``contradicted``, ``too few seeds`` or ``""``."""
     measure = headline(result)
+    up = measure.sign or 1
     pairs = [pair for pair in result.get("paired") or [] if pair.get("metric") == measure.key and finite(pair.get("mean"))]
-    pairs.sort(key=lambda pair: -pair["mean"] if measure.sign >= 0 else pair["mean"])
+    pairs.sort(key=lambda pair: -up * pair["mean"])
     if not pairs:
         return _alone(result), ""
-    by_verdict = {name: [pair for pair in pairs if pair.get("verdict") == name] for name in ("shown", "contradicted", "too few seeds")}
-    best = pairs[0]
-    if shown := by_verdict["shown"]:
-        others = " and ".join(dict.fromkeys(pair["method"] for pair in shown[1:] if pair["method"] != shown[0]["method"]))
-        so_too = f"; so {'do' if ' and ' in others else 'does'} {others}" if others else ""
-        return f"{shown[0]['method']} beats {shown[0]['baseline']} by {_by(result, shown[0])}{so_too}", "shown"
-    if len(by_verdict["too few seeds"]) == len(pairs):
-        below = best["mean"] * (measure.sign or 1) < 0
-        turned = {**best, "mean": -best["mean"], "low": None} if below else {**best, "low": None}
-        side = "behind" if below else "ahead of"
-        return f"Too few seeds for a verdict: {best['method']} is {side} {best['baseline']} by {_by(result, turned)}", "too few seeds"
-    baselines = {pair["baseline"] for pair in pairs}
-    nobody = f"No method beats {best['baseline'] if len(baselines) == 1 else 'its baseline'} at this size"
-    if worse := by_verdict["contradicted"]:
-        names = " and ".join(dict.fromkeys(pair["method"] for pair in worse))
-        return f"{nobody}; {names} {'is' if len(worse) == 1 else 'are'} worse than {worse[0]['baseline']}", "contradicted"
-    return f"{nobody}; closest is {best['method']} with a gain of {_by(result, best)}", "not shown at this size"
+    best, worst = pairs[0], pairs[-1]
+    shown = [pair for pair in pairs if pair.get("verdict") == "shown"]
+    if shown:
+        first = shown[0]
+        others = [name for name in dict.fromkeys(pair["method"] for pair in shown) if name != first["method"]]
+        so_too = f"; so {'does' if len(others) == 1 else 'do'} {join(others)}" if others else ""
+        return f"{first['method']} beats {first['baseline']} by {_by(result, first, turn=up)}{so_too}", "shown"
+    if all(pair.get("verdict") == "too few seeds" for pair in pairs):
+        side, turn = ("ahead of", up) if up * best["mean"] >= 0 else ("behind", -up)
+        gap = _by(result, {**best, "low": None}, turn=turn)
+        return f"Too few seeds for a verdict: {best['method']} is {side} {best['baseline']} by {gap}", "too few seeds"
+    nobody = f"No method beats {join(list(dict.fromkeys(pair['baseline'] for pair in pairs)), 'or')} at this size"
+    if worst.get("verdict") == "contradicted":
+        return f"{nobody}; {worst['method']} is worse than {worst['baseline']} by {_by(result, worst, turn=-up)}", "contradicted"
+    return f"{nobody}; closest is {best['method']} with a difference of {_by(result, best, turn=up, plus=True)}", "not shown at this size"
 
 
 def _alone(result: Result) -> str:
