@@ -45,6 +45,7 @@ class Task:
         teacher: None for training without one.
         augment: applied to training batches.
         roles: further networks that a method asks for.
+        teacher_says: what the teacher said about a part, by its name; filled when first asked.
     """
 
     train: Examples
@@ -53,9 +54,7 @@ class Task:
     teacher: nn.Module | None = None
     augment: Augment | None = None
     roles: Mapping[str, nn.Module] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._teacher_says: dict[str, Predictions] = {}
+    teacher_says: dict[str, Predictions] = field(default_factory=dict)
 
     @property
     def measured(self) -> Examples:
@@ -66,9 +65,9 @@ class Task:
         """What the teacher says about a part, (N, C); asked once."""
         if self.teacher is None:
             return None
-        if part.name not in self._teacher_says:
-            self._teacher_says[part.name] = predict(self.teacher, scan(part))
-        return self._teacher_says[part.name].logits
+        if part.name not in self.teacher_says:
+            self.teacher_says[part.name] = predict(self.teacher, scan(part))
+        return self.teacher_says[part.name].logits
 
     def measure(self, model: nn.Module, part: Examples) -> tuple[dict[str, float], Predictions]:
         """Every metric of a model on a part."""

@@ -1,0 +1,245 @@
+"""A recipe: the validated description of a run or a study, read from YAML.
+
+Everything that can be refused is refused before anything is loaded or written, in one line that names the field, what was expected and
+what came.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from preceptor.catalog import nearest, read
+from preceptor.distillation import make_method
+from preceptor.training import HIGHER_IS_BETTER, Training
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class AugmentRecipe(_Strict):
+    """Views of the training images, seeded by example and epoch."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Pixels of padding before a random crop."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of mirroring."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup's Beta distribution; 0 is off."""
+    seed: int = 0
+
+
+class DataRecipe(_Strict):
+    """What to train on and what to be judged by."""
+
+    name: str
+    """``mnist5k``, ``digits``, ``folder:PATH``, ``hf:PATH`` or ``MODULE:FACTORY``; see `preceptor.data.datasets.load`."""
+    image_column: str | None = None
+    label_column: str | None = None
+    size: int | list[int] | None = None
+    """Pixels to resize to, or [height, width]."""
+    channels: int | None = None
+    test_rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Part split off for test where a data set has none."""
+    valid_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the training data split off for validation, before anything is trained."""
+    split_seed: int = 0
+    """Which examples go to validation."""
+    train_images: Annotated[int, Field(ge=1)] | None = None
+    """The student trains on the first so many; by default on all."""
+    augment: AugmentRecipe = AugmentRecipe()
+
+
+class TeacherRecipe(_Strict):
+    """Which model teaches, and how it is trained where it is not trained yet."""
+
+    model: str | dict[str, Any]
+    """See `preceptor.models.adapters.resolve`."""
+    train: Training | None = None
+    """Train it once by cross-entropy and keep it in ``folder``; absent: it comes with its weights."""
+    images: Annotated[int, Field(ge=1)] | None = None
+    """It trains on the first so many; by default on all."""
+    seed: int = 0
+    folder: str = "runs/teachers"
+    """Trained teachers are kept here, by what made them."""
+
+
+class SweepRecipe(_Strict):
+    """Further training-set sizes of a study."""
+
+    sizes: Annotated[list[int], Field(min_length=1)]
+    methods: Annotated[list[str], Field(min_length=1)]
+
+
+class StudyRecipe(_Strict):
+    """What ``preceptor compare`` runs."""
+
+    methods: Annotated[list[str | dict[str, Any]], Field(min_length=1)] = ["classic-kd", "dkd"]
+    """Slugs, or ``{name: SLUG, hyper-parameter: value, label: NAME}``."""
+    seeds: Annotated[int, Field(ge=1)] = 5
+    baseline: str = "ce"
+    metrics: Annotated[list[str], Field(min_length=1)] = ["accuracy"]
+    """Paired differences are tested in these."""
+    budget: str | None = None
+    """Total time, such as "10m", instead of ``training.epochs``."""
+    sweep: SweepRecipe | None = None
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in HIGHER_IS_BETTER:
+                raise ValueError(f"expected some of {', '.join(HIGHER_IS_BETTER)}, got {name!r}{nearest(name, HIGHER_IS_BETTER)}")
+        return names
+
+
+class Recipe(_Strict):
+    """A whole recipe. ``method`` is what ``distill`` runs, ``study`` what ``compare`` runs."""
+
+    title: str = ""
+    data: DataRecipe
+    teacher: TeacherRecipe | None = None
+    student: str | dict[str, Any]
+    """See `preceptor.models.adapters.resolve`; also ``{shrink: 0.25}`` or ``{keep_layers: 2}`` of the teacher."""
+    method: dict[str, Any] = {"name": "classic-kd"}
+    """``name``: a slug; the rest are its hyper-parameters."""
+    training: Training = Training()
+    seed: int = 0
+    check_teacher: bool = True
+    """Stop when the teacher is no better than chance on the validation part."""
+    trackers: list[str] = []
+    """Any of tensorboard, wandb, trackio; off by default."""
+    study: StudyRecipe = StudyRecipe()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, names: list[str]) -> list[str]:
+        known = ("tensorboard", "wandb", "trackio")
+        for name in names:
+            if name not in known:
+                raise ValueError(f"expected some of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        return names
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        self.check_method(self.method)
+        if isinstance(self.student, dict) and {"shrink", "keep_layers"} & self.student.keys() and self.teacher is None:
+            raise ValueError("student: expected a teacher to make smaller, got none")
+        return self
+
+    def check_method(self, method: Mapping[str, Any]) -> None:
+        """Refuse a method that does not exist, takes no such hyper-parameter, or lacks what it needs."""
+        if "name" not in method:
+            raise ValueError("method: expected name: SLUG, got none")
+        slug = method["name"]
+        make_method(slug, {key: value for key, value in method.items() if key not in ("name", "label")})
+        needs = read(slug).card.needs
+        if "teacher" in needs and self.teacher is None:
+            raise ValueError(f"teacher: expected one, {slug} needs a teacher")
+        if "features" in needs:
+            for field in ("student_layers", "teacher_layers"):
+                if not method.get(field):
+                    raise ValueError(f"method.{field}: expected names of layers, {slug} needs features, got none")
+
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """The methods of the study by label, hyper-parameters included."""
+        arms: dict[str, dict[str, Any]] = {}
+        for given in self.study.methods:
+            what = {"name": given} if isinstance(given, str) else dict(given)
+            self.check_method(what)
+            label = str(what.pop("label", what["name"]))
+            arms[label] = {"method": what.pop("name"), **what}
+        return arms
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply ``key.key=value`` overrides; values are YAML.
+
+    Raises:
+        ValueError: one line: no such file, no YAML, an unknown or mistyped field (nearest named), an impossible combination.
+    """
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.0)
+        also = f" (nearest: {path.parent / near[0]})" if near else ""
+        raise ValueError(f"recipe: expected a readable file, got {path}: {error.strerror}{also}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe: expected YAML in {path}, got {' '.join(str(error).split())}") from None
+    if not isinstance(described, dict):
+        raise ValueError(f"recipe: expected fields such as data, teacher, student, method in {path}, got {type(described).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"override: expected key=value, got {override!r}")
+        try:
+            _put(described, key.split("."), yaml.safe_load(value), override)
+        except yaml.YAMLError:
+            raise ValueError(f"override: expected YAML after the equals sign, got {override!r}") from None
+    return parse(described)
+
+
+def parse(described: Mapping[str, Any]) -> Recipe:
+    """Validate a recipe given as plain values.
+
+    Raises:
+        ValueError: one line, see `read_recipe`.
+    """
+    try:
+        return Recipe.model_validate(described)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's findings as one line."""
+    found = error.errors()[0]
+    where = ".".join(str(part) for part in found["loc"] if not str(part).startswith(("str", "dict", "int", "list")))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if found["type"] == "extra_forbidden":
+        *path, name = [str(part) for part in found["loc"]]
+        known = _fields_at(path)
+        return f"{where}: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}{more}"
+    if found["type"] == "value_error":
+        message = found["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}{more}" if where and not message.startswith(where) else f"{message}{more}"
+    what = found["msg"].removeprefix("Input should be ").lower() if found["type"] != "missing" else "a value"
+    got = "nothing" if found["type"] == "missing" else repr(found["input"])
+    return f"{where}: expected {what}, got {got}{more}"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _put(target: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:
+    *parents, last = path
+    for part in parents:
+        inner = target.setdefault(part, {})
+        if isinstance(inner, str):
+            inner = target[part] = {"name": inner}  # method: dkd and method.beta=2
+        if not isinstance(inner, dict):
+            raise ValueError(f"override: expected {part} to hold fields, got {inner!r} ({override})")
+        target = inner
+    target[last] = value
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
