@@ -21,6 +21,7 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"preceptor {release}"
 default_role = "literal"  # the names in docstrings
+highlight_language = "text"  # the equations in docstrings
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -37,7 +38,8 @@ def _plain_to_rst(app: object, what: str, name: str, obj: object, options: objec
 
     Tables and lists keep their meaning, and from the first section on everything is left to napoleon.
     """
-    converted: list[str] = []
+    # napoleon would take what stands before a colon in the first line of an attribute for its type
+    converted: list[str] = [""] if what in ("data", "attribute", "property") else []
     prose, block, table, item = True, False, False, False
     for line in lines:
         if _SECTION.match(line):
