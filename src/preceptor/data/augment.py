@@ -56,16 +56,12 @@ class Crop:
     def __call__(self, batch: Batch) -> Batch:
         """The batch with ``x`` (N, channels, height, width) shifted."""
         key, images = _images(batch)
-        size, channels, height, width = images.shape
+        height, width = images.shape[2:]
         shifts = 2 * self.padding + 1
-        top = integers(shifts, batch["id"], self.seed, batch["epoch"], _ROW)
-        left = integers(shifts, batch["id"], self.seed, batch["epoch"], _COLUMN)
-        rows = top[:, None] + torch.arange(height)
-        columns = left[:, None] + torch.arange(width)
-        padded_width = width + 2 * self.padding
-        places = (rows[:, :, None] * padded_width + columns[:, None, :]).reshape(size, 1, height * width).to(images.device)
-        padded = F.pad(images, (self.padding,) * 4).flatten(2)
-        cut = padded.gather(2, places.expand(-1, channels, -1)).reshape(images.shape)
+        top = integers(shifts, batch["id"], self.seed, batch["epoch"], _ROW).to(images.device)
+        left = integers(shifts, batch["id"], self.seed, batch["epoch"], _COLUMN).to(images.device)
+        windows = F.pad(images, (self.padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: every place of the window
+        cut = windows[torch.arange(len(images), device=images.device), :, top, left]
         return _with_images(batch, key, cut)
 
 
@@ -174,8 +170,9 @@ def _beta_quantile(alpha: float, probability: Tensor) -> Tensor:
 
 def _mix(a: Tensor, b: Tensor, ratio: Tensor) -> Tensor:
     """ratio a + (1 - ratio) b in the type of ``a``; ratio (N,) for tensors (N, ...)."""
-    weight = ratio.to(a).reshape(-1, *[1] * (a.ndim - 1))
-    return weight * a + (1 - weight) * b.to(a)
+    if not a.is_floating_point():
+        raise TypeError(f"x: expected floating point inputs to mix, got {a.dtype}")
+    return torch.lerp(b.to(a), a, ratio.to(a).reshape(-1, *[1] * (a.ndim - 1)))
 
 
 def augmentation(examples: Examples, *, crop: int = 0, flip: float = 0.0, mixup: float = 0.0, seed: int = 0) -> Augment | None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_MASK = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 
 
+def _seed(keys: tuple[int, ...]) -> int:
+    """64 bits that depend on every key and on their order; 0 for no key."""
+    value = 0
+    for key in keys:
+        value = ((value ^ key) + _GOLDEN) & _MASK
+        value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+        value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+        value ^= value >> 31
+    return value
+
+
 def _signed(value: int) -> int:
-    """The int64 with the same low 64 bits."""
-    value &= 0xFFFFFFFFFFFFFFFF
+    """The int64 with the same bits."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -22,7 +33,7 @@ def _shift_right(value: Tensor, bits: int) -> Tensor:
 
 
 def hash_ids(ids: Tensor, *keys: int) -> Tensor:
-    """Hash every id together with the keys: the output function of SplitMix64 (Steele, Lea, Flood 2014), once per key.
+    """Number ``id`` (from 0) of the SplitMix64 stream (Steele, Lea, Flood 2014) whose seed is made of the keys.
 
     Args:
         ids: int64, any shape.
@@ -30,13 +41,10 @@ def hash_ids(ids: Tensor, *keys: int) -> Tensor:
     Returns:
         int64 of the same shape; all 64 bits are uniform.
     """
-    value = ids
-    for key in (0, *keys):
-        value = (value ^ _signed(key)) + _signed(_GOLDEN)
-        value = (value ^ _shift_right(value, 30)) * _signed(_FIRST)
-        value = (value ^ _shift_right(value, 27)) * _signed(_SECOND)
-        value = value ^ _shift_right(value, 31)
-    return value
+    value = (ids + 1) * _signed(_GOLDEN) + _signed(_seed(keys))
+    value = (value ^ _shift_right(value, 30)) * _signed(_FIRST)
+    value = (value ^ _shift_right(value, 27)) * _signed(_SECOND)
+    return value ^ _shift_right(value, 31)
 
 
 def uniform(ids: Tensor, *keys: int) -> Tensor:
@@ -51,4 +59,4 @@ def integers(high: int, ids: Tensor, *keys: int) -> Tensor:
 
 def generator(*keys: int) -> torch.Generator:
     """A CPU generator seeded by the keys."""
-    return torch.Generator().manual_seed(int(hash_ids(torch.tensor(keys[0]), *keys[1:])))
+    return torch.Generator().manual_seed(_seed(keys))

@@ -1,0 +1,99 @@
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from preceptor.data.perturb import fgsm, pgd
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 4)).train()
+
+
+def batch():
+    return torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 4
+
+
+def loss(net, x, y):
+    net = net.eval()
+    value = F.cross_entropy(net(x), y, reduction="none").detach()
+    net.train()
+    return value
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_pgd_raises_the_loss_within_ball_and_box(seed):
+    net, (x, y) = model(), batch()
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    moved = pgd(net, x, y, epsilon=0.1, step_size=0.02, generator=generator)
+    plain, attacked = loss(net, x, y), loss(net, moved, y)
+    assert (attacked > plain).all()
+    noise = torch.Generator().manual_seed(7)
+    for _ in range(20):  # no random corner of the ball comes near
+        corner = (x + 0.1 * torch.randint(0, 2, x.shape, generator=noise).mul(2).sub(1)).clamp(0, 1)
+        assert attacked.mean() - plain.mean() > 1.5 * (loss(net, corner, y).mean() - plain.mean())
+    assert (moved - x).abs().max() <= 0.1 + 1e-6
+    assert (moved >= 0).all()
+    assert (moved <= 1).all()
+    assert not moved.requires_grad
+
+
+def test_more_steps_raise_it_more_and_the_sign_matters():
+    net, (x, y) = model(), batch()
+    losses = [loss(net, pgd(net, x, y, epsilon=0.1, step_size=0.01, steps=steps), y).mean() for steps in (1, 3, 10)]
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_fgsm_of_a_linear_model_is_known():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).double()
+    x, y = torch.tensor([[[[0.5, 0.02, 0.98, 0.3]]]], dtype=torch.double), torch.tensor([0])
+    weight = net[1].weight.detach()
+    direction = (weight[1] - weight[0]).sign()  # the loss falls with the margin (w_0 - w_1) x
+    torch.testing.assert_close(fgsm(net, x, y, epsilon=0.05), (x + 0.05 * direction).clamp(0, 1))
+
+
+def test_the_model_is_left_as_it_was():
+    net, (x, y) = model(), batch()
+    net[0].eval()
+    modes = [m.training for m in net.modules()]
+    net[5].weight.grad = torch.full_like(net[5].weight, 7.0)
+    buffers = [b.clone() for b in net.buffers()]
+    original = x.clone()
+    with torch.no_grad():
+        moved = pgd(net, x, y)
+    assert torch.equal(x, original)
+    assert [m.training for m in net.modules()] == modes
+    assert (net[5].weight.grad == 7).all()
+    assert all(p.grad is None for p in net.parameters() if p is not net[5].weight)
+    assert all(torch.equal(a, b) for a, b in zip(buffers, net.buffers(), strict=True))
+    assert torch.equal(moved, pgd(net, x, y))  # dropout is off: no draw from the global generator
+
+
+def test_an_example_does_not_depend_on_its_batch_and_none_is_fine():
+    net, (x, y) = model().double(), batch()
+    whole = pgd(net, x.double(), y)
+    torch.testing.assert_close(pgd(net, x[3:5].double(), y[3:5]), whole[3:5])
+    assert pgd(net, x[:0].double(), y[:0]).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon: expected at least 0, got -0.1"),
+        ({"step_size": 0.0}, "step_size: expected a number above 0, got 0.0"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+    ],
+)
+def test_bad_settings(options, message):
+    x, y = batch()
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        pgd(model(), x, y, **options)
+
+
+def test_inputs_outside_the_box_are_refused():
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"^x: expected inputs in \[0, 1\], got .* to 2$"):
+        pgd(model(), torch.where(x == x.max(), 2.0, x), y)
