@@ -104,6 +104,8 @@ def _from_mapping(spec: Mapping[str, Any], num_classes: int | None, teacher: nn.
         raise ValueError(f"model: expected exactly one of the keys {', '.join(_FORMS)}, got {got}{_nearest(spec, _FORMS)}")
     form = forms[0]
     value, options = spec[form], {key: option for key, option in spec.items() if key != form}
+    if form in ("hf_config", "hf", "timm", "factory", "weights") and not isinstance(value, str):
+        raise TypeError(f"{form}: expected text, got {type(value).__name__}")
     if form == "reference":
         return reference.build({"classes": num_classes, **spec} if num_classes is not None else spec)
     if form == "hf_config":
@@ -129,13 +131,9 @@ def _smaller(form: str, value: Any, teacher: nn.Module | None) -> nn.Module:
     if teacher is None:
         raise ValueError(f"{form}: expected a teacher to make smaller, got none")
     if is_transformers(teacher):
-        if form == "keep_layers":
-            return keep_layers(teacher, every=value) if isinstance(value, int) else keep_layers(teacher, indices=value)
-        if not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise ValueError(f"shrink: expected a share of the layers in (0, 1], got {value!r}")
-        count = teacher.config.num_hidden_layers
-        kept = max(1, round(count * value))
-        return keep_layers(teacher, indices=[i * count // kept for i in range(kept)])
+        if form == "shrink":
+            return keep_layers(teacher, share=value)
+        return keep_layers(teacher, every=value) if isinstance(value, int) else keep_layers(teacher, indices=value)
     if form == "keep_layers":
         raise TypeError(f"keep_layers: expected a transformers model as teacher, got {type(teacher).__name__}")
     return reference.shrink(teacher, value)

@@ -81,9 +81,8 @@ def load_student(folder: str | Path, *, model: nn.Module | None = None) -> nn.Mo
         weights = read_weights(folder / "model.safetensors")
         weights |= {name: weights[kept] for name, kept in config["tied"].items()}
         return fill(model, weights, str(folder)).eval()
-    if model is not None:
-        return fill(model, read_weights(folder / "model.safetensors"), str(folder)).eval()
-    return _pretrained_class(config, folder).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    loaded = _pretrained_class(config, folder).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return loaded if model is None else fill(model, loaded.state_dict(), str(folder)).eval()
 
 
 def is_transformers(model: nn.Module) -> TypeGuard[PreTrainedModel]:
@@ -121,11 +120,11 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Mod
         ValueError: a name is missing, superfluous or of another shape.
     """
     own = model.state_dict()
-    wrong = [f"no {name}" for name in own if name not in weights] + [f"unknown {name}" for name in weights if name not in own]
+    wrong = [f"no {name}" for name in own if name not in weights] + [f"unknown {name}" for name in sorted(weights) if name not in own]
     wrong += [
-        f"{name} of shape {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in weights.items()
-        if name in own and value.shape != own[name].shape
+        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
