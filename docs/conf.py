@@ -39,7 +39,7 @@ def _plain_to_rst(app: object, what: str, name: str, obj: object, options: objec
     Tables and lists keep their meaning, and from the first section on everything is left to napoleon.
     """
     # napoleon would take what stands before a colon in the first line of an attribute for its type
-    converted: list[str] = [""] if what in ("data", "attribute", "property") else []
+    converted: list[str] = ["..", ""] if what in ("data", "attribute", "property") else []
     prose, block, table, item = True, False, False, False
     for line in lines:
         if _SECTION.match(line):

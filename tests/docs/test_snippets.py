@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from preceptor.recipe import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -34,6 +37,13 @@ def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert run(text, str(page)) == text.count("```python")
+
+
+def test_recipes_in_the_pages_are_valid():
+    described = [block for page in PAGES for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)]
+    assert described
+    for text in described:
+        parse(yaml.safe_load(text))
 
 
 def test_a_block_that_prints_something_else_is_found():

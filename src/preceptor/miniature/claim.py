@@ -3,9 +3,10 @@
 A claim says that one arm of an experiment beats another in one metric. Both arms are run with the same seeds, and for every seed the
 difference in the paper's direction is taken, so that it is positive when the claim is right. With d the n differences and m the margin:
 
-    t = (mean(d) - m) / (sd(d) / sqrt(n)),   p = P(|T| >= |t|), T Student with n - 1 degrees of freedom   (two-sided)
+    t = (mean(d) - m) / (sd(d) / sqrt(n)),   p = P(|T| >= |t|),
 
-and Holm's step-down (Scandinavian Journal of Statistics 6, 1979) over all claims of the study gives ``p_holm``. Then:
+where T follows Student's distribution with n - 1 degrees of freedom. Holm's step-down (Scandinavian Journal of Statistics 6, 1979) over
+all claims of the study turns p into ``p_holm``. Then:
 
 - **too few seeds**: n < 5, whatever the values;
 - **shown**: p_holm <= 0.05 and mean(d) > m;
