@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from preceptor.core.loop import steps
 from preceptor.core.method import Method
+from preceptor.core.state import State
+from preceptor.core.stream import as_stream
 
 
 def net(seed: int, *, features: int = 4, hidden: int = 6, outputs: int = 3, dropout: float = 0.0) -> nn.Sequential:
@@ -79,3 +83,16 @@ def accuracy(model: nn.Module, data: Iterable[Mapping[str, Tensor]]) -> float:
     """Share of right answers."""
     hits = torch.cat([model(batch["x"]).argmax(-1) == batch["y"] for batch in data])
     return float(hits.double().mean())
+
+
+def records_of(method, roles, data, optimizers, *, total, micro=1, schedulers=None, state=None):
+    """Run the bare loop to its end."""
+    state = state or State(total_steps=total)
+    return list(
+        steps(method, roles, as_stream(data), optimizers, state=state, accelerator=Accelerator(), micro=micro, schedulers=schedulers)
+    )
+
+
+def sgd(*modules, rate=0.1):
+    """Plain gradient descent on some modules."""
+    return torch.optim.SGD([p for module in modules for p in module.parameters()], rate)

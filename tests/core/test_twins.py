@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tests.core.small import assert_same_weights, batches, net, vector
 from torch import nn
 
 from preceptor.core.method import Method, Phase, evaluating
 from preceptor.core.run import train
 from preceptor.core.state import State
-from tests.core.small import assert_same_weights, batches, net, vector
 
 STEPS = 5
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from tests.core.small import CrossEntropy, assert_same_weights, batches, net, vector
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from preceptor.core.method import Method, Phase
 from preceptor.core.run import train
-from tests.core.small import CrossEntropy, assert_same_weights, batches, net, vector
 
 STEPS = 5
 
@@ -239,7 +239,7 @@ def test_bandit_with_feedback_to_the_source():
         (-(gain - baseline) * log_probs[torch.arange(6), action]).mean().backward()
         with torch.no_grad():
             for parameter in twin.parameters():
-                parameter -= parameter.grad
+                parameter.sub_(parameter.grad)
         for k, score in zip(task.tolist(), (gain - baseline).abs().tolist(), strict=True):
             scores[k] += score
         baseline = 0.9 * baseline + 0.1 * float(gain.mean())
@@ -306,7 +306,7 @@ def test_federated_averaging_with_training_inside_prepare():
                 slopes = torch.autograd.grad(F.cross_entropy(client(x), y), list(client.parameters()))
                 with torch.no_grad():
                     for parameter, slope in zip(client.parameters(), slopes, strict=True):
-                        parameter -= 0.2 * slope
+                        parameter.sub_(0.2 * slope)
             clients.append(client)
         with torch.no_grad():
             for parameters in zip(twin.parameters(), *(client.parameters() for client in clients), strict=True):
