@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from preceptor.report import render, summary_table, write_report
-from preceptor.report_charts import Point, pareto_front
+from preceptor.report_charts import Point, pareto_front, standing
 from preceptor.report_numbers import count, duration, significant
 from preceptor.report_words import verdict
 
@@ -389,6 +389,7 @@ def test_hostile_text_stays_text(study):
     assert len(reader.having("src")) == len(study["disagreements"]) - 3
     assert reader.text.count("<script>alert(1)</script>") > 30
     assert [tag for tag, _ in reader.tags if tag == "style"] == ["style"]
+    assert reader.words.count("Training images" + HOSTILE) == 2, "the axis of the chart and the heading of its table"
 
 
 def assert_no_hole(result: dict):
@@ -512,6 +513,23 @@ def test_the_sweep_says_nothing_without_intervals(study):
     assert "level with" not in text
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.71, 0.75, "ahead of"),
+        (0.70, 0.75, "level with"),
+        (0.62, 0.68, "level with"),
+        (0.5, 0.9, "level with"),
+        (0.5, 0.55, "behind"),
+        (0.8, 0.8, ""),
+    ],
+)
+def test_standing(low, high, word):
+    point, base = Point(name="kd", x=1.0, mean=(low + high) / 2, low=low, high=high), Point(name="ce", x=1.0, mean=0.65, low=0.6, high=0.7)
+    turned = {"ahead of": "behind", "behind": "ahead of"}.get(word, word)
+    assert (standing(point, base, 1), standing(point, base, -1), standing(point, None, 1)) == (word, turned, "")
+
+
 def test_pareto_front_against_a_slow_definition():
     rng = np.random.default_rng(1)
     for sign in (1, -1):
@@ -544,7 +562,7 @@ def test_numbers_in_words():
 @pytest.mark.parametrize("name", ["classic-kd", "attention-transfer", "<script>[red]$x$"])
 def test_terminal_table_fits_and_says_the_same(study, name):
     result = copy.deepcopy(study)
-    result["rows"][2]["name"] = name
+    result["rows"][2]["name"], result["title"] = name, "a [red] title"
     out = io.StringIO()
     Console(file=out, width=100, color_system=None).print(summary_table(result))
     lines = out.getvalue().splitlines()
@@ -556,7 +574,8 @@ def test_terminal_table_fits_and_says_the_same(study, name):
     for value in ("12.7 k", "3.87 M", "p95 0.171", "6.41 ms", "61 s", "212 MB", "97.2 %"):
         assert value in out.getvalue()
     assert sum(line.count(" *") for line in lines) == 5
-    assert name[:9] in "".join(lines)
+    assert "a [red] title" in lines[0]
+    assert lines[7].startswith({"attention-transfer": "attention- "}.get(name, name[:12]))
 
 
 def test_matplotlib_is_only_needed_for_charts(study):

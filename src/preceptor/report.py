@@ -63,20 +63,21 @@ def write_report(result: Result, out: Path) -> Path:
 
 def summary_table(result: Result) -> Table:
     """The headline table for a terminal of 100 columns: intervals and p95 stand under the values, the best student has a star."""
-    table = Table(title=str(result.get("title") or "") or None, box=None, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
-    table.add_column("", overflow="fold")
+    title = Text(str(result["title"])) if result.get("title") else None
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+    table.add_column("")
     shown = {column.measure.key: column for column in columns(result, headline_measures(result))}
     pairs = [(column, shown.get(BELOW.get(key, ""))) for key, column in shown.items()]
     second = {below.measure.key for _, below in pairs if below}
     pairs = [(column, below) for column, below in pairs if column.measure.key not in second]
     for pair in pairs:
         heads = [SHORT.get(column.measure.key, column.measure.label.replace("Latency, batch", "Batch")) for column in pair if column]
-        table.add_column("\n".join(heads), justify="right", no_wrap=True)
+        table.add_column(Text("\n".join(heads)), justify="right")
     for number, row in enumerate(rows_in_order(result)):
         name = Text("\n".join(textwrap.wrap(str(row.get("name")), 12)), style="bold")
         table.add_row(name, *(_terminal_cell(column.cells[number], below.cells[number] if below else None) for column, below in pairs))
     if any(cell and cell.best for column in shown.values() for cell in column.cells):
-        table.caption = "* best mean of the students. Under a mean: its 95 % interval over seeds. Batch: latency, p50 and p95."
+        table.caption = "* best mean of the students; under a mean its 95 % interval; batch: latency, p50 and p95"
     return table
 
 
@@ -232,8 +233,10 @@ def _sweep(result: Result) -> str:
         detail = measure.interval(point.low, point.high) if point.high > point.low else ""
         cells[point.x, point.name] = _td(Cell(value=point.mean, text=measure.text(point.mean), detail=detail))
     body = [(f"{x:,g}", [cells.get((x, name), "<td>–</td>") for name in names]) for x in sorted({point.x for point in points})]
-    axis = _escape(str((result.get("sweep") or {}).get("axis") or "value").capitalize())
-    return _charts(result, sweep_charts(result), _table("Numbers of the chart", [axis, *map(_escape, names)], body))
+    axis = str((result.get("sweep") or {}).get("axis") or "value")
+    return _charts(
+        result, sweep_charts(result), _table("Numbers of the chart", [_escape(axis[:1].upper() + axis[1:]), *map(_escape, names)], body)
+    )
 
 
 def _reliability(result: Result) -> str:

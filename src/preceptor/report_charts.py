@@ -197,7 +197,7 @@ def sweep_charts(result: Result) -> list[Chart]:
         if len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
-        axes.set_xlabel(axis.capitalize())
+        axes.set_xlabel(axis[:1].upper() + axis[1:])
         _show_units(axes, result)
     caption = "".join(
         f"{name} is {join([f'{place} {baseline} at {join(where)}' for place, where in found.items()])}. " for name, found in places.items()
