@@ -106,10 +106,11 @@ def test_order_of_examples_does_not_matter_even_among_ties():
 
 
 def test_bin_edges_belong_to_the_bin_below():
-    # 0.75 is the upper edge of the third bin of four: alone there, apart from 0.76
-    curve = reliability_curve(logits_of([[0.75, 0.25], [0.76, 0.24]]), torch.tensor([0, 0]), bins=4)
+    # a confidence of exactly 1/2 is the upper edge of the first bin of two: alone there, apart from the next larger
+    logits = torch.tensor([[0.0, 0.0], [0.01, 0.0]], dtype=torch.double)
+    curve = reliability_curve(logits, torch.tensor([0, 0]), bins=2)
     assert curve.count.tolist() == [1, 1]
-    assert torch.allclose(curve.confidence, torch.tensor([0.75, 0.76], dtype=torch.double))
+    assert curve.confidence[0] == 0.5
 
 
 def test_reliability_curve_gives_ece_back_and_leaves_empty_bins_out():
