@@ -66,9 +66,8 @@ def read(slug: str) -> Entry:
         raise ValueError(f"method: expected a slug out of `preceptor list`, got {slug!r}{nearest(slug, slugs())}")
     text = (FOLDER / f"{slug.replace('-', '_')}.py").read_text(encoding="utf-8")
     tree = ast.parse(text)
-    comments = {
-        token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == 3
-    }
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     card, class_name, fields = None, "", ()
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "CARD":
@@ -111,3 +110,69 @@ def load(slug: str) -> type[Method]:
         raise ValueError(f"method: {slug!r} is not a training method; see preceptor.methods.{slug.replace('-', '_')}")
     module = importlib.import_module(f"preceptor.methods.{slug.replace('-', '_')}")
     return vars(module)[entry.class_name]
+
+
+def describe(entry: Entry) -> str:
+    """A method for a reader: its docstring, what it needs and costs, hyper-parameters with sources, a recipe that runs."""
+    card = entry.card
+    lines = [f"{card.title} ({card.slug})", "", entry.docstring, ""]
+    lines += [f"{name:9} {text}" for name, text in _facts(card)]
+    if entry.fields:
+        width = max(len(f"{field.name} = {field.default}") for field in entry.fields)
+        lines += ["", "Hyper-parameters", *(f"  {f'{f.name} = {f.default}':{width}}  {f.source}" for f in entry.fields)]
+    if entry.class_name:
+        lines += ["", "Recipe", *("  " + line for line in recipe_snippet(entry).splitlines())]
+    return "\n".join(lines)
+
+
+def _facts(card: Card) -> list[tuple[str, str]]:
+    return [
+        ("Kind", card.kind),
+        ("Tasks", ", ".join(card.tasks)),
+        ("Needs", ", ".join(card.needs)),
+        ("Cost", card.cost),
+        ("Headline", card.headline),
+    ]
+
+
+def recipe_snippet(entry: Entry) -> str:
+    """A small recipe for ``preceptor distill`` that runs as it stands, in about a minute."""
+    layers = {"student_layers": "[hidden1]", "teacher_layers": "[hidden2]"}
+    options = [f"  {f.name}: {layers[f.name]}" for f in entry.fields if f.name in layers]
+    teacher = ["teacher:", "  model: {reference: mlp, hidden: [400, 400]}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
+    return "\n".join(
+        [
+            "data: {name: mnist5k, train_images: 300}",
+            *(teacher if "teacher" in entry.card.needs else []),
+            "student: {reference: mlp, hidden: [16]}",
+            "method:",
+            f"  name: {entry.card.slug}",
+            *options,
+            "training: {epochs: 120, optimizer: Adam}",
+        ]
+    )
+
+
+def catalogue_page() -> str:
+    """``docs/methods.md``: a table of all methods, then each with its equation and hyper-parameters."""
+    entries = [read(slug) for slug in slugs()]
+    lines = [
+        "# Methods",
+        "",
+        "Written by `preceptor docs` from the card of each method; not by hand.",
+        "",
+        "| method | kind | needs | paper |",
+        "|---|---|---|---|",
+    ]
+    for entry in entries:
+        card = entry.card
+        paper = f"[{card.authors}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.authors
+        lines.append(f"| [{card.slug}](#{card.slug}) | {card.kind} | {', '.join(card.needs)} | {paper} |")
+    for entry in entries:
+        card = entry.card
+        lines += ["", f"## {card.slug}", "", f"{card.title}.", "", "```text", card.equation, "```", ""]
+        lines += [f"- {name}: {text}" for name, text in _facts(card)]
+        if entry.fields:
+            lines += ["", "| hyper-parameter | default | source |", "|---|---|---|"]
+            lines += [f"| `{f.name}` | `{f.default}` | {f.source.replace('|', chr(92) + '|')} |" for f in entry.fields]
+    return "\n".join(lines) + "\n"

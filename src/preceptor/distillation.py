@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -108,6 +109,7 @@ def distill(
     found = preflight(task, {name: chosen}, student, training, check_teacher=check_teacher)
     for line in found.lines:
         say(line)
+    write_recipe(recipe, folder)
     trial = run_trial(
         task,
         name=name,
@@ -198,11 +200,33 @@ def refuse_other_run(folder: Path | None, resume: bool) -> None:
     Raises:
         ValueError: it holds one.
     """
+    check_writable(folder)
     if folder is None or resume:
         return
     for name in ("metrics.jsonl", "result.json", "recipe.yaml", "trials"):
         if (folder / name).exists():
             raise ValueError(f"out: expected a new or empty directory, got {folder}, which holds another run (--resume goes on with it)")
+
+
+def check_writable(folder: Path | None) -> None:
+    """Refuse a run directory that cannot be made or written to.
+
+    Raises:
+        ValueError: it, or the directory it would be made in, is a file or not writable.
+    """
+    if folder is None:
+        return
+    nearest_present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest_present.is_dir() or not os.access(nearest_present, os.W_OK | os.X_OK):
+        what = "no permission to write" if nearest_present.is_dir() else "a file stands there"
+        raise ValueError(f"out: expected a writable directory, got {folder} ({what} in {nearest_present})")
+
+
+def write_recipe(recipe: str, folder: Path | None) -> None:
+    """Put the resolved recipe into a run directory, when there are both."""
+    if folder is not None and recipe:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
 
 
 def data_identity(task: Task) -> dict[str, Any]:

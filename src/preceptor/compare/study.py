@@ -19,7 +19,7 @@ from preceptor.core.method import Method
 from preceptor.core.types import Record
 from preceptor.data.sources import Augment
 from preceptor.data.splits import take
-from preceptor.distillation import data_identity, make_method, make_task, make_training, notes_on, refuse_other_run
+from preceptor.distillation import data_identity, make_method, make_task, make_training, notes_on, refuse_other_run, write_recipe
 from preceptor.models.folder import save_student
 from preceptor.preflight import preflight
 from preceptor.report import summary_table, write_report
@@ -132,6 +132,7 @@ def compare(
         if size != len(task.train):
             smaller = replace(task, train=take(pool, size, seed=None))
             plan += [(name, seed, smaller, f"sweep/{size}") for name in names for seed in numbers]
+    write_recipe(recipe, folder)
     trials: dict[tuple[str, int, str], Trial] = {}
     shared = {**data_identity(task), **(identity or {})}
     for done, (name, seed, place, part) in enumerate(plan):

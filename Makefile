@@ -1,0 +1,40 @@
+# Everything runs in .venv, made from PYTHON (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint docs bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
+
+.venv/demo.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -e '.[study,vision]'
+	touch $@
+
+.venv/dev.stamp: .venv/demo.stamp
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: .venv/demo.stamp  ## distil small students from a real teacher on real images, about five minutes; report in runs/demo
+	$(BIN)/preceptor compare recipes/demo.yaml --out runs/demo --resume
+
+test: .venv/dev.stamp  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp  ## style, types, stale catalogue
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/preceptor docs --check
+
+docs: .venv/dev.stamp  ## the documentation site in docs/_build/html
+	$(BIN)/preceptor docs
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+bench: .venv/dev.stamp  ## time against peers; results in benchmarks/results
+	$(BIN)/python benchmarks/loop.py --json
+
+clean:  ## remove the environment and everything generated, runs included
+	rm -rf .venv runs docs/_build .pytest_cache .ruff_cache .hypothesis
