@@ -203,7 +203,7 @@ def test_a_bad_gradient_stops_before_the_step():
             return {name: Root.apply(value) for name, value in super().loss(batch, signal, roles, state).items()}
 
     student = net(0)
-    with pytest.raises(NonFinite, match="gradient: expected finite values at step 1, got norm=(nan|inf)"):
+    with pytest.raises(NonFinite, match=r"gradient: expected finite values at step 1, got norm=(nan|inf)"):
         records_of(Steep(), {"student": student}, batches(1), {"student": sgd(student)}, total=1)
     assert torch.equal(vector(student), vector(net(0)))
 

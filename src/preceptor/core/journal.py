@@ -6,7 +6,8 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,13 +26,15 @@ class Journal:
         tracker: an accelerator whose trackers hear of everything too; None for none.
     Raises:
         ValueError: the folder holds another run.
+        CheckpointError: the folder cannot be written to; so do the methods raise, when there is no room.
     """
 
     def __init__(self, folder: Path | None, *, resume: bool, tracker: Accelerator | None) -> None:
         self.folder, self.tracker = folder, tracker
         self.metrics = self.timings = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            with self._writing():
+                folder.mkdir(parents=True, exist_ok=True)
             if not resume and (folder / "metrics.jsonl").exists():
                 raise ValueError(f"out: {folder} holds another run; resume it, or choose another folder")
 
@@ -52,22 +55,25 @@ class Journal:
 
     def __enter__(self) -> Journal:
         if self.folder is not None:
-            self.metrics = (self.folder / "metrics.jsonl").open("a", buffering=1)
-            self.timings = (self.folder / "timings.jsonl").open("a", buffering=1)
+            with self._writing():
+                self.metrics = (self.folder / "metrics.jsonl").open("a", buffering=1)
+                self.timings = (self.folder / "timings.jsonl").open("a", buffering=1)
         self.clock = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         for file in (self.metrics, self.timings):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what matters was synced by `position`
+                    file.close()
 
     def record(self, record: Record) -> None:
         """Write one update."""
         if self.metrics is not None and self.timings is not None:
             now, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            self.metrics.write(json.dumps({key: value for key, value in asdict(record).items() if value not in (None, {})}) + "\n")
-            self.timings.write(f'{{"step": {record.step}, "seconds": {now - self.clock:.6f}, "peak_memory_mb": {peak:.1f}}}\n')
+            with self._writing():
+                self.metrics.write(json.dumps({key: value for key, value in asdict(record).items() if value not in (None, {})}) + "\n")
+                self.timings.write(f'{{"step": {record.step}, "seconds": {now - self.clock:.6f}, "peak_memory_mb": {peak:.1f}}}\n')
             self.clock = now
         if self.tracker is not None:
             self.tracker.log({**record.losses, **record.extras, "learning_rate": record.learning_rate}, step=record.step)
@@ -75,7 +81,8 @@ class Journal:
     def event(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Write one line ``{"step", KIND: values}``: a validation ("valid"), a dropped batch ("nonfinite")."""
         if self.metrics is not None:
-            self.metrics.write(json.dumps({"step": step, kind: dict(values)}) + "\n")
+            with self._writing():
+                self.metrics.write(json.dumps({"step": step, kind: dict(values)}) + "\n")
         if self.tracker is not None:
             self.tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
@@ -83,7 +90,15 @@ class Journal:
         """Bring everything to the disk and return the length of metrics.jsonl in bytes."""
         if self.metrics is None or self.timings is None:
             return 0
-        for file in (self.metrics, self.timings):
-            file.flush()
-            os.fsync(file.fileno())
+        with self._writing():
+            for file in (self.metrics, self.timings):
+                file.flush()
+                os.fsync(file.fileno())
         return self.metrics.tell()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"out: cannot write to {self.folder}, {(error.strerror or str(error)).lower()}") from error
