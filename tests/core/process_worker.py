@@ -147,8 +147,8 @@ class Relational(Method):
         joined = gathered(logits)
         return {
             "hard": F.cross_entropy(logits, batch["y"], reduction="none"),
-            "distance": 25 * rkd_distance(joined, signal["embeddings"]).mean(),
-            "angle": 50 * rkd_angle(joined, signal["embeddings"]).mean(),
+            "distance": rkd_distance(joined, signal["embeddings"]).mean(),
+            "angle": 2 * rkd_angle(joined, signal["embeddings"]).mean(),
         }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -23,22 +24,23 @@ from preceptor.core.reduce import world_size
 from preceptor.core.types import Roles
 
 
-def check_world(world: int, environ: Mapping[str, str]) -> None:
-    """Refuse processes that were launched as several but do not know of each other: each would train, and write, alone.
+def check_world(processes: int, connected: int, environ: Mapping[str, str]) -> None:
+    """Refuse processes that were launched as several of which each believes to be alone: all of them would write.
 
     Args:
-        world: number of processes that train together, from `preceptor.core.reduce.world_size`.
+        processes: how many accelerate counts; it decides which one writes.
+        connected: how many torch.distributed connects, from `preceptor.core.reduce.world_size`.
         environ: the environment variables that the launcher set.
     Raises:
         ValueError: the launcher started, or was asked for, another number; the message holds a launch line that works.
     """
-    asked = max(int(environ.get(name, 1)) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    asked = max(connected, *(int(environ.get(name, 1)) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")))
     # `accelerate launch --cpu --num_processes N` starts one process; that it was asked for several shows in these variables alone.
     unstarted = "ACCELERATE_DYNAMO_BACKEND" in environ and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ
-    if asked not in (1, world) or (unstarted and world == 1):
+    if asked != processes or (unstarted and processes == 1):
         expected = str(asked) if asked > 1 else "several, as accelerate was asked for"
         line = f"ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {asked if asked > 1 else 'N'} ..."
-        raise ValueError(f"world size: expected {expected}, got {world}; on CPUs launch with: {line}")
+        raise ValueError(f"world size: expected {expected}, got {processes}; on CPUs launch with: {line}")
 
 
 def broadcast(roles: Roles) -> None:
@@ -47,7 +49,7 @@ def broadcast(roles: Roles) -> None:
     Raises:
         ValueError: see `check_world`.
     """
-    check_world(world_size(), os.environ)
+    check_world(PartialState().num_processes, world_size(), os.environ)
     if world_size() == 1:
         return
     with torch.no_grad():
