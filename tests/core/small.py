@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,3 +97,13 @@ def records_of(method, roles, data, optimizers, *, total, micro=1, schedulers=No
 def sgd(*modules, rate=0.1):
     """Plain gradient descent on some modules."""
     return torch.optim.SGD([p for module in modules for p in module.parameters()], rate)
+
+
+def lines_of(out):
+    """What metrics.jsonl says."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints(out):
+    """Steps of the checkpoints of a run."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir())
