@@ -89,7 +89,7 @@ def _from_text(text: str) -> nn.Module:
     if path.is_dir():
         return load_student(path)
     if path.suffix in PICKLES:
-        raise ValueError(refusal(path))
+        raise ValueError(f"{refusal(path)}; a plain state dict also loads as {{weights: {text}, model: ...}}")
     if path.suffix == ".safetensors":
         raise ValueError(f"model: expected an architecture for the weights too, {{weights: {text}, model: ...}}, got {text!r}")
     if ":" in text:
