@@ -61,7 +61,7 @@ def difference_cosines(x: Tensor) -> Tensor:
     return sides @ sides.mT
 
 
-@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_angle_value_and_gradient_equal_those_of_the_difference_tensor(offset):
     generator = torch.Generator().manual_seed(1)
     student = (torch.randn(24, 16, generator=generator, dtype=torch.double) + offset).requires_grad_()
@@ -71,6 +71,19 @@ def test_angle_value_and_gradient_equal_those_of_the_difference_tensor(offset):
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
     gradients = [torch.autograd.grad(v.sum(), student)[0] for v in (value, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float])
+def test_identical_points_have_no_angle_whatever_the_rounding(dtype):
+    points = torch.randn(20, 67, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    twins = torch.cat([points, points[torch.arange(20).flip(0)], points[:5]])
+    twins.requires_grad_()
+    teacher = torch.randn(45, 8, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    value = rkd_angle(twins, teacher)
+    expected = F.smooth_l1_loss(difference_cosines(twins), difference_cosines(teacher), reduction="none").mean(dim=(1, 2))
+    size = 1e-10 if dtype == torch.double else 1e-5
+    torch.testing.assert_close(value, expected, rtol=0, atol=size)
+    assert torch.autograd.grad(value.sum(), twins)[0].abs().max() < 1
 
 
 def test_the_mean_distance_is_not_constant_for_the_student(pair):
