@@ -21,6 +21,10 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.losses.checks import check_positive, check_unit_interval
 from preceptor.losses.divergence import forward_kl
 from preceptor.losses.hard import hard_loss
+from preceptor.methods.ce import CrossEntropy
+from preceptor.miniature.claim import Claim
+from preceptor.miniature.run import Miniature, Size
+from preceptor.miniature.worlds import blobs_world, mnist_world, side_by_side
 from preceptor.models.taps import forward
 
 CARD = Card(
@@ -58,3 +62,18 @@ class ClassicKD(Method):
         logits = forward(roles["student"], batch["x"]).logits
         soft = forward_kl(logits, signal["logits"], temperature=self.temperature)
         return {"hard": (1 - self.alpha) * hard_loss(logits, batch), "soft": self.alpha * self.temperature**2 * soft}
+
+
+def miniature(seed: int, size: Size) -> Miniature:
+    """MNIST with 300 training images: a teacher that saw 2,700 against labels alone, on equal budget."""
+    world, steps = (mnist_world(seed), 720) if size == "full" else (blobs_world(seed), 40)
+    arms = {
+        "untrained-teacher": (ClassicKD(), world.untrained),
+        "ce": (CrossEntropy(), None),
+        "classic-kd": (ClassicKD(), world.teacher),
+    }
+    return Miniature(
+        arms=side_by_side(world, arms, steps=steps, seed=seed),
+        claims=(Claim(name="soft targets teach more than labels alone", method="classic-kd", baseline="ce", metric="accuracy"),),
+        notes=(f"{len(world.train)} training examples, {steps} updates of every student",),
+    )

@@ -55,8 +55,8 @@ def mnist_world(seed: int, *, train_images: int = 300) -> World:
         valid=valid,
         test=test,
         teacher=copy.deepcopy(teacher),
-        untrained=_seeded(lambda: MLP(inputs=784, hidden=(400, 400)), seed),
-        student=lambda: _seeded(lambda: MLP(inputs=784, hidden=(16,)), seed),
+        untrained=seeded(lambda: MLP(inputs=784, hidden=(400, 400)), seed),
+        student=lambda: seeded(lambda: MLP(inputs=784, hidden=(16,)), seed),
     )
 
 
@@ -79,15 +79,15 @@ def blobs_world(seed: int, *, train_examples: int = 80) -> World:
     pool, valid, test = (
         whole.subset(torch.arange(a, b), name=n) for a, b, n in ((0, 2000, "train"), (2000, 2500, "valid"), (2500, 4000, "test"))
     )
-    teacher = _seeded(lambda: MLP(inputs=dimensions, hidden=(128,), classes=classes), seed)
-    fit(_Labels(), {"student": teacher}, pool, steps=150, batch_size=100, learning_rate=5e-3, seed=seed)
+    teacher = seeded(lambda: MLP(inputs=dimensions, hidden=(128,), classes=classes), seed)
+    fit(Labels(), {"student": teacher}, pool, steps=150, batch_size=100, learning_rate=5e-3, seed=seed)
     return World(
         train=take(pool, train_examples, seed=seed, name="train"),
         valid=valid,
         test=test,
         teacher=teacher.eval(),
-        untrained=_seeded(lambda: MLP(inputs=dimensions, hidden=(128,), classes=classes), seed + 1),
-        student=lambda: _seeded(lambda: MLP(inputs=dimensions, hidden=(16,), classes=classes), seed),
+        untrained=seeded(lambda: MLP(inputs=dimensions, hidden=(128,), classes=classes), seed + 1),
+        student=lambda: seeded(lambda: MLP(inputs=dimensions, hidden=(16,), classes=classes), seed),
     )
 
 
@@ -103,24 +103,31 @@ def fit(
 ) -> None:
     """Train in place with Adam at a constant rate, one optimizer per phase; networks that the method adds are trained and dropped.
 
+    A chain is run to its end, every stage with as many updates.
+
     Args:
         method: what to train by.
         roles: every network by name.
         examples: what to train on, in an order that depends on the seed alone.
-        steps: updates.
+        steps: updates of each network.
         batch_size: examples per update.
         learning_rate: of Adam, > 0.
         seed: of the order and of every draw while training; torch's global random state is restored.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        source = Source(examples, batch_size=batch_size, seed=seed)
-        roles = {**method.extra_roles(roles, examples.batch(torch.arange(min(batch_size, len(examples))))), **roles}
-        optimizers = {
-            phase.name: torch.optim.Adam([p for role in phase.trains for p in roles[role].parameters()], lr=learning_rate)
-            for phase in method.phases()
-        }
-        train(method, roles, source, optimizers, steps=steps, seed=seed)
+        for stage in method.stages(roles.get("teacher"), roles["student"]):
+            torch.manual_seed(seed)
+            roles = {**roles, "student": stage.student}
+            source = Source(examples, batch_size=batch_size, seed=seed)
+            extra = stage.method.extra_roles(roles, examples.batch(torch.arange(min(batch_size, len(examples)))))
+            everyone = {**extra, **roles}
+            optimizers = {
+                phase.name: torch.optim.Adam([p for role in phase.trains for p in everyone[role].parameters()], lr=learning_rate)
+                for phase in stage.method.phases()
+            }
+            train(stage.method, everyone, source, optimizers, steps=steps, seed=seed)
+            roles = {**roles, "teacher": stage.student}
 
 
 def measure(model: nn.Module, world: World) -> dict[str, float]:
@@ -160,10 +167,11 @@ def side_by_side(
     return measured
 
 
-class _Labels(Method):
+class Labels(Method):
     """Cross-entropy, by which teachers are made here: methods import this module, not the other way round."""
 
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
+        """Return the cross-entropy of the student, one value per example."""
         return {"hard": hard_loss(forward(roles["student"], batch["x"]).logits, batch)}
 
 
@@ -172,12 +180,12 @@ def _mnist() -> tuple[Examples, Examples, Examples, nn.Module]:
     """What all seeds share: pool, validation and test parts, and the teacher, trained for 20 epochs."""
     data = load("mnist5k")
     pool, valid = holdout(data.train, rate=0.1, seed=0)
-    teacher = _seeded(lambda: MLP(inputs=784, hidden=(400, 400)), 0)
-    fit(_Labels(), {"student": teacher}, pool, steps=20 * 27, batch_size=100, seed=0)
+    teacher = seeded(lambda: MLP(inputs=784, hidden=(400, 400)), 0)
+    fit(Labels(), {"student": teacher}, pool, steps=20 * 27, batch_size=100, seed=0)
     return pool, valid, data.test, teacher.eval()
 
 
-def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A module with the weights of the seed; torch's global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
