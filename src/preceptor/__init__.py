@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from preceptor.catalog import list_methods, load
-    from preceptor.compare.study import compare
     from preceptor.core.run import train
     from preceptor.distillation import distill
+    from preceptor.studies.study import compare
 
 __all__ = ["__version__", "compare", "distill", "list_methods", "load", "train"]
 
 _HOMES = {
-    "compare": "preceptor.compare.study",
+    "compare": "preceptor.studies.study",
     "distill": "preceptor.distillation",
     "list_methods": "preceptor.catalog",
     "load": "preceptor.catalog",

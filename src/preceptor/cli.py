@@ -231,7 +231,7 @@ def _print_result(result: dict[str, Any], as_json: bool, folder: Path) -> None:
         return
     from rich.console import Console
 
-    from preceptor.report import summary_table
+    from preceptor.report.page import summary_table
 
     console = Console()
     console.print(summary_table(result))

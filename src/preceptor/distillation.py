@@ -19,7 +19,7 @@ from preceptor.data.sources import Augment
 from preceptor.data.splits import check_disjoint, holdout
 from preceptor.data.splits import fingerprint as data_fingerprint
 from preceptor.preflight import Preflight, preflight
-from preceptor.report import write_report
+from preceptor.report.page import write_report
 from preceptor.result import build_result, write_result
 from preceptor.training import Training
 from preceptor.trial import Progress, Task, run_trial

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from preceptor.compare.study import Study, compare
 from preceptor.data.augment import augmentation
 from preceptor.data.datasets import Data, load
 from preceptor.data.examples import Examples
@@ -24,6 +23,7 @@ from preceptor.models.adapters import resolve
 from preceptor.models.folder import load_student
 from preceptor.progress import Bars
 from preceptor.recipe import Recipe, dump, read_recipe
+from preceptor.studies.study import Study, compare
 from preceptor.trial import run_trial
 
 
@@ -48,6 +48,8 @@ class Prepared:
 
 def prepare(recipe: Recipe, *, bars: Bars) -> Prepared:
     """Load the data, and load or train the teacher."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     described = recipe.data
     options = described.model_dump(include={"image_column", "label_column", "channels", "test_rate"})
     size = tuple(described.size) if isinstance(described.size, list) else described.size

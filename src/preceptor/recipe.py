@@ -111,6 +111,8 @@ class Recipe(_Strict):
     """``name``: a slug; the rest are its hyper-parameters."""
     training: Training = Training()
     seed: int = 0
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of torch on the CPU; by default torch's choice."""
     check_teacher: bool = True
     """Stop when the teacher is no better than chance on the validation part."""
     trackers: list[str] = []

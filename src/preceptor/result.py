@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preceptor.compare.statistics import summary
 from preceptor.core.optional import require
 from preceptor.data.examples import Examples
 from preceptor.metrics.calibration import reliability_curve
 from preceptor.metrics.cost import cost
 from preceptor.metrics.evaluate import Predictions
+from preceptor.studies.statistics import summary
 from preceptor.trial import Task, Trial
 
 
@@ -48,7 +48,7 @@ def build_result(
         task: data and teacher.
         arms: name -> trials, one per seed.
         baselines: names of arms that others are compared with.
-        paired: from `preceptor.compare.statistics.paired`.
+        paired: from `preceptor.studies.statistics.paired`.
         sweep: further points for the chart of accuracy against an axis.
         recipe: YAML text that makes the run again.
         teacher_seconds: time that training the teacher took, where that is known.

@@ -1,0 +1,1 @@
+"""A result as a self-contained page and as a terminal table."""

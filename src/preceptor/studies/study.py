@@ -1,0 +1,233 @@
+"""`compare`: several methods on one task at equal budget, over seeds, with paired statistics and one report."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from preceptor.core.method import Method
+from preceptor.core.types import Record
+from preceptor.data.sources import Augment
+from preceptor.data.splits import take
+from preceptor.distillation import data_identity, make_method, make_task, make_training, notes_on, refuse_other_run, write_recipe
+from preceptor.models.folder import save_student
+from preceptor.preflight import preflight
+from preceptor.report.page import summary_table, write_report
+from preceptor.result import build_result, write_result
+from preceptor.studies.statistics import paired, summary
+from preceptor.training import HIGHER_IS_BETTER, Training
+from preceptor.trial import Trial, run_trial
+
+StudyProgress = Callable[[str, Record | None, int, int, int], None]
+"""Called as ``(trial, record, updates of the trial, trials done, trials in all)``; the record is None when a trial ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What `compare` gives back.
+
+    Attributes:
+        result: everything, as in ``result.json``.
+        trials: arm -> trials, one per seed, with the trained students.
+        report: path of ``report.html``; None when nothing was written.
+    """
+
+    result: dict[str, Any]
+    trials: dict[str, list[Trial]]
+    report: Path | None
+
+    def table(self) -> Table:
+        """The headline table for a terminal."""
+        return summary_table(self.result)
+
+
+def compare(
+    *,
+    student: Callable[[], nn.Module] | nn.Module,
+    train: Any,
+    methods: Sequence[str] | Mapping[str, Method | Mapping[str, Any]],
+    teacher: nn.Module | None = None,
+    valid: Any = None,
+    test: Any = None,
+    seeds: int | Sequence[int] = 5,
+    baseline: str = "ce",
+    metrics: Sequence[str] = ("accuracy",),
+    epochs: float | None = None,
+    budget: str | None = None,
+    training: Training | Mapping[str, Any] | None = None,
+    sweep: Mapping[int, Sequence[str]] | None = None,
+    sweep_pool: Any = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    augment: Augment | None = None,
+    roles: Mapping[str, nn.Module] | None = None,
+    check_teacher: bool = True,
+    identity: Mapping[str, Any] | None = None,
+    recipe: str = "",
+    title: str | None = None,
+    class_names: tuple[str, ...] = (),
+    teacher_seconds: float | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    progress: StudyProgress | None = None,
+) -> Study:
+    """Train the student by every method with every seed, on the same data for the same number of updates, and compare.
+
+    Args:
+        student: makes a student; called once per trial with torch seeded by the trial's seed. A module is copied for every trial, so all
+            start from its weights.
+        train: training data, as in `preceptor.distill`.
+        methods: slugs; or name -> hyper-parameters (of the slug of that name, or of ``{"method": SLUG, ...}``) or a method object.
+        teacher: shared by all.
+        valid: validation data; by default a stratified tenth of ``train``.
+        test: data for the final numbers.
+        seeds: how many (0, 1, ...), or which; a verdict needs five.
+        baseline: the arm that others are compared with; run even when ``methods`` leaves it out.
+        metrics: what paired differences are reported in; each one more makes all verdicts more cautious.
+        epochs: passes over the training data, instead of ``training.epochs``.
+        budget: total time instead, such as "10m" or "90s": the number of updates, equal for all trials, is chosen to fit.
+        training: see `preceptor.training.Training`; the same for all methods.
+        sweep: further sizes: number of training examples -> methods to run there.
+        sweep_pool: the examples that sweep sizes are taken from, the first ones; by default ``train``.
+        out: study directory: ``trials/``, ``student/`` (the best by validation), ``result.json``, ``report.html``.
+        resume: use the trials that ``out`` holds and go on with the others.
+        augment, roles, check_teacher, identity, recipe, title, class_names, teacher_seconds, say: as in `preceptor.distill`.
+        progress: called after every update and every trial.
+    Raises:
+        ValueError, TypeError: bad input, one line; nothing was written.
+        Interrupted, NonFinite, CheckpointError: see `preceptor.core.run.train`; ``out`` can be resumed.
+    """
+    task = make_task(train, valid, test, teacher=teacher, augment=augment, roles=roles)
+    chosen = _methods(methods, baseline)
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ValueError(f"seeds: expected at least one, each once, got {seeds}")
+    for metric in metrics:
+        if metric not in HIGHER_IS_BETTER:
+            raise ValueError(f"metrics: expected some of {', '.join(HIGHER_IS_BETTER)}, got {metric!r}")
+    training = make_training(training, epochs)
+    folder = Path(out) if out is not None else None
+    refuse_other_run(folder, resume)
+    found = preflight(task, chosen, _make(student, numbers[0]), training, check_teacher=check_teacher, trials=len(numbers))
+    if budget is not None:
+        each = sum(found.seconds_per_step.values()) * len(numbers)
+        training = training.model_copy(update={"steps": max(1, int(_seconds(budget) / each))})
+        say(f"budget: {budget} allows {training.steps} updates per trial")
+    for line in found.lines:
+        say(line)
+    pool = task.train if sweep_pool is None else sweep_pool
+    plan = [(name, seed, task, "trials") for name in chosen for seed in numbers]
+    for size, names in (sweep or {}).items():
+        unknown = [name for name in names if name not in chosen]
+        if unknown:
+            raise ValueError(f"sweep: expected methods out of {list(chosen)}, got {unknown}")
+        if size != len(task.train):
+            smaller = replace(task, train=take(pool, size, seed=None))
+            plan += [(name, seed, smaller, f"sweep/{size}") for name in names for seed in numbers]
+    write_recipe(recipe, folder)
+    trials: dict[tuple[str, int, str], Trial] = {}
+    shared = {**data_identity(task), **(identity or {})}
+    for done, (name, seed, place, part) in enumerate(plan):
+        label = f"{name} seed {seed}" + ("" if place is task else f", {len(place.train)} examples")
+
+        def report(record: Record, steps: int, label: str = label, done: int = done) -> None:
+            if progress is not None:
+                progress(label, record, steps, done, len(plan))
+
+        trials[name, seed, part] = run_trial(
+            place,
+            name=name,
+            method=chosen[name],
+            student=_make(student, seed),
+            training=training,
+            seed=seed,
+            out=folder / part / f"{name}-{seed}" if folder is not None else None,
+            resume=resume,
+            identity={**shared, "examples": len(place.train)},
+            progress=report,
+        )
+        if progress is not None:
+            progress(label, None, trials[name, seed, part].steps, done + 1, len(plan))
+    arms = {name: [trials[name, seed, "trials"] for seed in numbers] for name in chosen}
+    measured = {name: {trial.seed: trial.metrics for trial in arm} for name, arm in arms.items()}
+    others = [name for name in chosen if name != baseline]
+    ways: dict[str, Any] = {metric: "higher" if HIGHER_IS_BETTER[metric] else "lower" for metric in metrics}
+    result = build_result(
+        kind="study",
+        title=title or f"{', '.join(chosen)} on {len(task.train)} examples",
+        task=task,
+        arms=arms,
+        baselines=[baseline],
+        paired=paired(measured, methods=others, baseline=baseline, metrics=ways) if others else [],
+        sweep=_sweep_chart(sweep, trials, numbers, len(task.train)),
+        recipe=recipe,
+        class_names=class_names,
+        teacher_seconds=teacher_seconds,
+        notes=[
+            *notes_on(task, found),
+            f"Equal budget: every trial ran {arms[baseline][0].steps:,} updates of {training.batch_size} examples at most;"
+            " hyper-parameters are the methods' defaults, none was tuned.",
+        ],
+    )
+    page = None
+    if folder is not None:
+        best = max((arm[0] for arm in arms.values()), key=lambda trial: max(v["accuracy"] for v in trial.curve["valid"]))
+        save_student(best.student, folder / "student", {"method": best.name, "seed": best.seed, **best.metrics})
+        write_result(result, folder)
+        page = write_report(result, folder)
+    return Study(result=result, trials=arms, report=page)
+
+
+def _methods(methods: Sequence[str] | Mapping[str, Method | Mapping[str, Any]], baseline: str) -> dict[str, Method]:
+    """Method objects by arm, the baseline first."""
+    given = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
+    if not given:
+        raise ValueError("methods: expected at least one, got none")
+    made: dict[str, Method] = {}
+    for name, what in given.items():
+        if isinstance(what, Method):
+            made[name] = what
+        else:
+            options = dict(what)
+            made[name] = make_method(str(options.pop("method", name)), options)
+    if baseline not in made:
+        made = {baseline: make_method(baseline, {}), **made}
+    return {baseline: made[baseline], **made}
+
+
+def _make(student: Callable[[], nn.Module] | nn.Module, seed: int) -> nn.Module:
+    if isinstance(student, nn.Module):
+        return deepcopy(student)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return student()
+
+
+def _sweep_chart(
+    sweep: Mapping[int, Sequence[str]] | None, trials: Mapping[tuple[str, int, str], Trial], seeds: Sequence[int], main: int
+) -> dict[str, Any] | None:
+    if not sweep:
+        return None
+    points = []
+    for size in sorted({*sweep, main}):
+        names = sweep.get(size) or sorted({name for names in sweep.values() for name in names})
+        for name in names:
+            part = "trials" if size == main else f"sweep/{size}"
+            values = {seed: {"accuracy": trials[name, seed, part].metrics["accuracy"]} for seed in seeds}
+            points.append({"value": size, "name": name, **summary(values)["accuracy"]})
+    return {"axis": "training images", "points": points}
+
+
+def _seconds(budget: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)", budget.strip())
+    if match is None:
+        raise ValueError(f"budget: expected a time such as '90s', '10m' or '2h', got {budget!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
