@@ -1,1 +1,0 @@
-"""Many methods on one task at equal budget."""
