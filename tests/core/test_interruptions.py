@@ -172,7 +172,15 @@ def test_without_out_the_signal_says_that_nothing_is_saved():
         train(CrossEntropy(), {"student": student}, batches(2), sgd(student), steps=5, progress=strike)
 
 
-def test_a_second_signal_is_not_held_back(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Python's own answer to Ctrl-C, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_is_not_held_back(tmp_path, interruptible):
     student, reached = net(0), []
 
     def twice(record):

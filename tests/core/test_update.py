@@ -47,6 +47,9 @@ class Sharp(Method):
             torch._foreach_sub_(parameters, uphill)
         clip_and_step(optimizer, state)
 
+    def after_step(self, batch, records, roles, state):
+        state.log["heard"] = float(records["student"]["hard"] + records["student"]["noise"])
+
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_sharpness_aware_update_repeats_dropout_and_signal(micro):
@@ -96,6 +99,7 @@ def test_sharpness_aware_update_repeats_dropout_and_signal(micro):
     assert_same_weights(student, twin)
     assert torch.equal(torch.get_rng_state(), end)
     assert [record.losses["total"] for record in records] == pytest.approx(losses, rel=1e-12)  # the loss where the step began
+    assert [record.extras["heard"] for record in records] == pytest.approx(losses, rel=1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
