@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from collections import Counter
 from itertools import islice
@@ -85,6 +86,17 @@ def test_workers_change_nothing(workers):
     torch.manual_seed(1)
     for a, b in zip(expected, Source(examples, batch_size=4, num_workers=workers), strict=False):
         same(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_read_in_their_own_processes(workers):
+    class Reader(Noisy):
+        def __getitem__(self, index):
+            return torch.tensor(os.getpid()), 0
+
+    pids = next(Source(examples_from(Reader()), batch_size=4, num_workers=workers))["x"].unique()
+    assert len(pids) == 1
+    assert (pids.item() == os.getpid()) == (workers == 0)
 
 
 @pytest.mark.parametrize("data", [tensors(), Noisy()], ids=["memory", "lazy"])

@@ -22,7 +22,11 @@ def test_counts_are_the_nearest_that_add_up():
         shares = stratified_counts(sizes, total)
         assert shares.sum() == total
         assert (shares <= sizes).all()
-        assert (shares - sizes * total / sizes.sum()).abs().max() < 1
+        exact = sizes.double() * total / sizes.sum()
+        assert (shares - exact).abs().max() < 1
+        short, long = (exact - shares)[shares <= exact], (shares - exact)[shares > exact]
+        if len(long):  # the largest remainders were rounded up
+            assert short.max() <= 1 - long.max() + 1e-9
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -72,10 +76,10 @@ def test_every_beginning_is_stratified_and_parts_are_nested():
 
 
 def test_members_of_a_class_are_chosen_at_random():
-    chosen = torch.cat([take(unbalanced(), 90, seed=seed).ids for seed in range(200)])
-    hits = torch.bincount(chosen[chosen < 500], minlength=500).double()  # the largest class: about 20 hits each
-    assert abs(hits.mean() - 20) < 1
-    assert 0.7 < hits.var() / (20 * 0.9) < 1.3  # binomial variance
+    chosen = torch.cat([take(unbalanced(), 90, seed=seed).ids for seed in range(100)])
+    hits = torch.bincount(chosen[chosen < 500], minlength=500).double()  # the largest class: about 10 hits each
+    assert abs(hits.mean() - 10) < 0.5
+    assert 0.7 < hits.var() / (10 * 0.9) < 1.3  # binomial variance
 
 
 def test_the_first_ones_as_they_stand():
