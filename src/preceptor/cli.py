@@ -30,7 +30,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change, s
 
 
 def main() -> NoReturn:
-    """Run the command line; the entry point."""
+    """Run the command line; the entry point. Modules of the working directory can be named in recipes."""
+    sys.path.insert(0, "")
     app()
     raise SystemExit(0)
 
@@ -234,6 +235,8 @@ def _print_result(result: dict[str, Any], as_json: bool, folder: Path) -> None:
     from preceptor.report.page import summary_table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     console.print(summary_table(result))
     for pair in result["paired"]:
         console.print(_sentence(pair), markup=False, highlight=False)
@@ -245,3 +248,7 @@ def _sentence(pair: dict[str, Any]) -> str:
     span = "" if pair["low"] is None else f", 95 % interval {pair['low']:+.4f} to {pair['high']:+.4f}"
     p_holm = "" if pair["p_holm"] is None else f", Holm p = {pair['p_holm']:.2g}"
     return f"{pair['method']} - {pair['baseline']} in {pair['metric']}: {pair['mean']:+.4f}{span}{p_holm}: {pair['verdict']}"
+
+
+if __name__ == "__main__":
+    main()

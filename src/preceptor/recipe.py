@@ -7,6 +7,7 @@ what came.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -215,7 +216,9 @@ def explain(error: ValidationError) -> str:
         return f"{where}: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}{more}"
     if found["type"] == "value_error":
         message = found["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}{more}" if where and not message.startswith(where) else f"{message}{more}"
+        if not where or message.startswith(where):
+            return f"{message}{more}"
+        return f"{where}.{message}{more}" if re.match(r"[\w.]+: ", message) else f"{where}: {message}{more}"
     what = found["msg"].removeprefix("Input should be ").lower() if found["type"] != "missing" else "a value"
     got = "nothing" if found["type"] == "missing" else repr(found["input"])
     return f"{where}: expected {what}, got {got}{more}"

@@ -192,7 +192,8 @@ def build(config: Mapping[str, Any]) -> Reference:
     options = dict(config)
     family = options.pop("reference", None)
     if family not in _FAMILIES:
-        raise ValueError(f"reference: expected one of {', '.join(_FAMILIES)}, got {family!r}")
+        near = difflib.get_close_matches(str(family), _FAMILIES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"reference: expected one of {', '.join(_FAMILIES)}, got {family!r} (nearest: {near})")
     known = inspect.signature(_FAMILIES[family]).parameters
     for key in options:
         if key not in known:
