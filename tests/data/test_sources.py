@@ -1,4 +1,6 @@
+import gc
 import json
+import multiprocessing
 import os
 import re
 from collections import Counter
@@ -97,6 +99,18 @@ def test_workers_read_in_their_own_processes(workers):
     pids = next(Source(examples_from(Reader()), batch_size=4, num_workers=workers))["x"].unique()
     assert len(pids) == 1
     assert (pids.item() == os.getpid()) == (workers == 0)
+
+
+def test_a_dropped_source_takes_its_workers_along():
+    source = Source(examples_from(Noisy()), batch_size=4, num_workers=1)
+    next(source)
+    (worker,) = multiprocessing.active_children()
+    gc.disable()
+    try:
+        del source
+        assert not worker.is_alive()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("data", [tensors(), Noisy()], ids=["memory", "lazy"])

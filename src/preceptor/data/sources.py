@@ -86,8 +86,9 @@ class Source:
                 self._loader = self._read_ahead()
             batch = next(self._loader)
         else:
-            batch = _read(self.examples, self.seed, self.epoch, self._share(self.epoch, self.index))
-        self.epoch, self.index = self._after(self.epoch, self.index)
+            share = self.sampler.draw(self.epoch, self.index)[self._rank :: self._world]
+            batch = _read(self.examples, self.seed, self.epoch, share)
+        self.epoch, self.index = _after(self.epoch, self.index, self.batches_per_epoch)
         return batch if self.augment is None else self.augment(batch)
 
     def scan(self) -> Iterator[Batch]:
@@ -113,14 +114,8 @@ class Source:
         self.epoch, self.index = state["epoch"], state["index"]
         self._loader = None
 
-    def _share(self, epoch: int, index: int) -> Tensor:
-        return self.sampler.draw(epoch, index)[self._rank :: self._world]
-
-    def _after(self, epoch: int, index: int) -> tuple[int, int]:
-        return (epoch, index + 1) if index + 1 < self.batches_per_epoch else (epoch + 1, 0)
-
     def _read_ahead(self) -> Iterator[Batch]:
-        keys = _Keys(self, self.epoch, self.index)
+        keys = _Keys(self.sampler, self.epoch, self.index, self._rank, self._world)
         reader = _Reader(self.examples, self.seed)
         return iter(DataLoader(reader, sampler=keys, batch_size=None, collate_fn=_same, num_workers=self._num_workers))
 
@@ -135,17 +130,24 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-class _Keys:
-    """Endless (epoch, positions of this process), from a position on."""
+def _after(epoch: int, index: int, batches_per_epoch: int) -> tuple[int, int]:
+    return (epoch, index + 1) if index + 1 < batches_per_epoch else (epoch + 1, 0)
 
-    def __init__(self, source: Source, epoch: int, index: int):
-        self._source, self._epoch, self._index = source, epoch, index
+
+class _Keys:
+    """Endless (epoch, positions of this process), from a position on.
+
+    Holds no source: a source in a cycle with its workers would leave them to the garbage collector, which waits seconds for them.
+    """
+
+    def __init__(self, sampler: Sampler, epoch: int, index: int, rank: int, world: int):
+        self._sampler, self._epoch, self._index, self._rank, self._world = sampler, epoch, index, rank, world
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         epoch, index = self._epoch, self._index
         while True:
-            yield epoch, self._source._share(epoch, index)
-            epoch, index = self._source._after(epoch, index)
+            yield epoch, self._sampler.draw(epoch, index)[self._rank :: self._world]
+            epoch, index = _after(epoch, index, self._sampler.batches_per_epoch)
 
 
 class _Reader(Dataset[Batch]):
