@@ -1,0 +1,155 @@
+"""The contract that every method of the catalogue keeps. Adding a method adds its cases: there is no list here."""
+
+import copy
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from preceptor.catalog import load, read, slugs
+from preceptor.core.run import train
+from preceptor.core.state import State
+from preceptor.data.examples import examples_from
+from preceptor.data.sources import Source
+from preceptor.models.reference import build
+from preceptor.training import Training
+
+TEACHER = {"reference": "cnn", "channels": [4, 6], "classes": 4}
+STUDENT = {"reference": "cnn", "channels": [3, 5], "classes": 4}
+METHODS = [slug for slug in slugs() if read(slug).class_name]
+TRAINED = pytest.mark.parametrize("slug", METHODS)
+
+
+def make(slug):
+    """The last stage of a method, with layers where it needs features, and its networks."""
+    torch.manual_seed(0)
+    teacher, student = build(TEACHER).double(), build(STUDENT).double()
+    names = {field.name for field in read(slug).fields}
+    layers = {"student_layers": ("block1",), "teacher_layers": ("block2",)} if "student_layers" in names else {}
+    options = layers | ({"norm": "none"} if "norm" in names else {})
+    method = load(slug)(**options)
+    stage = method.stages(teacher, student)[-1]
+    assert stage.student is student
+    return stage.method, {"student": student, "teacher": teacher}
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, 1, 6, 6, dtype=torch.double, generator=generator)
+    return examples_from((x, torch.randint(0, 4, (40,), generator=generator)), 4)
+
+
+def run(slug, *, steps=4, micro=1, batch_size=8, precision="no", **rest):
+    method, roles = make(slug)
+    source = Source(data(), batch_size=batch_size)
+    roles |= method.extra_roles(roles, next(source.scan()))
+    if precision == "bf16":
+        for role in roles.values():
+            role.bfloat16()
+        source = [{**batch, "x": batch["x"].bfloat16()} for batch in source.scan()]
+    training = Training(optimizer="SGD", learning_rate=0.05, schedule="constant", warmup=0.0)
+    optimizers, _ = training.build(method, roles, steps)
+    before = {name: copy.deepcopy(role.state_dict()) for name, role in roles.items()}
+    losses = []
+    train(
+        method,
+        roles,
+        source,
+        optimizers,
+        steps=steps,
+        micro=micro,
+        accelerator=Accelerator(),
+        progress=lambda record: losses.append(record.losses["total"]),
+        **rest,
+    )
+    return method, roles, before, losses
+
+
+def weights(roles):
+    return {f"{name}.{key}": value for name, role in roles.items() for key, value in role.state_dict().items()}
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_the_card_is_complete_and_every_default_has_a_source(slug):
+    entry = read(slug)
+    for name, value in vars(entry.card).items():
+        assert value or name == "arxiv", name
+    assert all(field.source for field in entry.fields), [field.name for field in entry.fields if not field.source]
+    assert "Claim" in entry.docstring
+    golden = Path(__file__).parent / "golden" / f"{slug}.json"
+    assert not golden.exists() or (Path(__file__).parent / "adapters" / f"{slug.replace('-', '_')}.py").exists()
+
+
+@TRAINED
+def test_what_is_not_trained_stays_and_what_is_trained_moves(slug):
+    method, roles, before, _ = run(slug)
+    trained = {role for phase in method.phases() for role in phase.trains}
+    for name, role in roles.items():
+        for key, value in role.state_dict().items():
+            same = torch.equal(value, before[name][key])
+            assert same == (name not in trained), f"{name}.{key}"
+
+
+@TRAINED
+def test_one_batch_equals_four_microbatches(slug):
+    method, _ = make(slug)
+    if method.coupled:
+        with pytest.raises(ValueError, match="cannot be split"):
+            run(slug, micro=4)
+        return
+    whole, split = weights(run(slug)[1]), weights(run(slug, micro=4)[1])
+    for key, value in whole.items():
+        torch.testing.assert_close(split[key], value, rtol=1e-9, atol=1e-11)
+
+
+@TRAINED
+def test_the_same_seed_is_the_same_run_and_a_resumed_run_too(slug, tmp_path):
+    straight = weights(run(slug, steps=6)[1])
+    again = weights(run(slug, steps=6)[1])
+
+    class StopError(Exception):
+        pass
+
+    def stop(roles, state):
+        if state.step == 4:
+            raise StopError
+        return {"accuracy": 0.0}
+
+    with pytest.raises(StopError):
+        run(slug, steps=6, out=tmp_path / "run", checkpoint_every=3, valid=stop, evaluate_every=4)
+    resumed = weights(run(slug, steps=6, out=tmp_path / "run", checkpoint_every=3, resume=True)[1])
+    for key, value in straight.items():
+        assert torch.equal(value, again[key]), key
+        assert torch.equal(value, resumed[key]), key
+
+
+@TRAINED
+def test_hooks_do_not_edit_the_batch(slug):
+    method, roles = make(slug)
+    batch = next(Source(data(), batch_size=8).scan())
+    roles |= method.extra_roles(roles, batch)
+    kept = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    state = State(total_steps=1)
+    for phase in method.phases():
+        with torch.no_grad():
+            signal = phase.signal(batch, roles, state)
+        phase.loss(batch, signal, roles, state)
+    assert batch.keys() == kept.keys()
+    assert all(torch.equal(batch[key], kept[key]) for key in ("x", "y", "id"))
+
+
+@TRAINED
+def test_bfloat16_stays_finite(slug):
+    losses = run(slug, precision="bf16")[3]
+    assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("slug", [slug for slug in slugs() if read(slug).card.kind != "baseline"])
+def test_the_miniature_is_finite_and_deterministic(slug):
+    module = importlib.import_module(f"preceptor.methods.{slug.replace('-', '_')}")
+    first, second = module.miniature(0, "smoke"), module.miniature(0, "smoke")
+    assert first == second
+    assert all(math.isfinite(value) for arm in first.arms.values() for value in arm.values())
