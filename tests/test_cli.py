@@ -191,3 +191,4 @@ def test_reproduce_smoke(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "too few seeds" in result.stdout
     assert call("reproduce").exit_code == 2
+    assert "a baseline" in call("reproduce", "ce").stderr

@@ -182,7 +182,10 @@ def reproduce(
         from preceptor.catalog import read, slugs
         from preceptor.miniature.run import reproduce as run_miniature
 
-        chosen = slugs() if every else [read(str(slug)).card.slug]
+        claiming = [name for name in slugs() if read(name).card.kind != "baseline"]
+        chosen = claiming if every else [read(str(slug)).card.slug]
+        if chosen[0] not in claiming:
+            raise ValueError(f"slug: expected a method with a claim of its own, got {slug!r}, a baseline")
         found = [run_miniature(name, seeds=range(seeds), size=size, verdicts=verdicts, progress=bars.say) for name in chosen]
     if as_json:
         print(json.dumps([measurements.to_json() for measurements in found], indent=1))
