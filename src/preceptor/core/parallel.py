@@ -81,7 +81,6 @@ def shard(module: nn.Module) -> nn.Module:
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-        _follow_flags(unit)
     return module
 
 
@@ -99,21 +98,6 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
             yield from _children(child)
         else:
             yield child
-
-
-def _follow_flags(unit: nn.Module) -> None:
-    """Let gathered parameters require grad when the sharded ones do: FSDP looks once, phases change it from step to step."""
-    flags: dict[str, bool] = {}
-
-    def note(module: nn.Module, args: Any) -> None:
-        flags.update({name: p.requires_grad for name, p in module.named_parameters()})
-
-    def follow(module: nn.Module, args: Any) -> None:
-        for name, p in module.named_parameters():
-            p.requires_grad_(flags[name])
-
-    unit.register_forward_pre_hook(note, prepend=True)  # before FSDP gathers
-    unit.register_forward_pre_hook(follow)
 
 
 def whole(tree: Any) -> Any:

@@ -110,7 +110,7 @@ def _share(name: str, value: Tensor, batch: Batch, counts: Mapping[str, float], 
     size = num_examples(batch)
     if len(value) != size:
         raise ValueError(f"term {name!r}: expected a scalar or one value per example ({size}), got shape {tuple(value.shape)}")
-    return value.sum() / max(counts["examples"] * value[:1].numel(), 1.0) if size else value.sum()
+    return value.sum() / max(counts["examples"] * value[:1].numel(), 1.0)
 
 
 def all_reduce_terms(terms: Terms) -> Terms:
