@@ -74,8 +74,9 @@ class AttentionTransfer(Method):
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the hard term and the attention summed over pairs, one value per example."""
         output = forward(roles["student"], batch["x"], self.student_layers)
-        pairs = zip(output.features.values(), signal["features"].values(), strict=True)
-        attention = torch.stack([attention_transfer(student, teacher, p=self.p) for student, teacher in pairs]).sum(dim=0)
+        pairs = zip(self.student_layers, self.teacher_layers, strict=True)
+        maps = [attention_transfer(output.features[s], signal["features"][t], p=self.p) for s, t in pairs]
+        attention = torch.stack(maps).sum(dim=0)
         return {"hard": self.hard_weight * hard_loss(output.logits, batch), "attention": self.attention_weight * attention}
 
 

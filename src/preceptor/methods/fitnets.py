@@ -68,9 +68,10 @@ class FitNets(Method):
         """Return the regressors, built for the features of one example batch."""
         check_pairs("fitnets", roles, self.student_layers, self.teacher_layers)
         with torch.no_grad(), evaluating(roles["student"]), evaluating(roles["teacher"]):
-            student = forward(roles["student"], batch["x"], self.student_layers).features.values()
-            teacher = forward(roles["teacher"], batch["x"], self.teacher_layers).features.values()
-        return {"projector": nn.ModuleList(self._regressor(s, t) for s, t in zip(student, teacher, strict=True))}
+            student = forward(roles["student"], batch["x"], self.student_layers).features
+            teacher = forward(roles["teacher"], batch["x"], self.teacher_layers).features
+        pairs = zip(self.student_layers, self.teacher_layers, strict=True)
+        return {"projector": nn.ModuleList(self._regressor(student[s], teacher[t]) for s, t in pairs)}
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase that trains the student and the regressors."""
@@ -84,8 +85,8 @@ class FitNets(Method):
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the hard term and the hints summed over pairs, one value per example."""
         output = forward(roles["student"], batch["x"], self.student_layers)
-        pairs = zip(output.features.values(), signal["features"].values(), roles["projector"].children(), strict=True)
-        hints = torch.stack([hint_loss(regressor(student), teacher) for student, teacher, regressor in pairs]).sum(dim=0)
+        triples = zip(roles["projector"].children(), self.student_layers, self.teacher_layers, strict=True)
+        hints = torch.stack([hint_loss(r(output.features[s]), signal["features"][t]) for r, s, t in triples]).sum(dim=0)
         return {"hard": self.hard_weight * hard_loss(output.logits, batch), "hint": self.hint_weight * hints}
 
     def _regressor(self, student: Tensor, teacher: Tensor) -> nn.Module:

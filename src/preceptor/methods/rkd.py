@@ -76,8 +76,8 @@ class RKD(Method):
         """Return the hard term, one value per example, and the relations of the global batch summed over pairs, 0-dimensional."""
         output = forward(roles["student"], batch["x"], self.student_layers)
         distances, angles = [], []
-        for student, teacher in zip(output.features.values(), signal["features"].values(), strict=True):
-            embeddings = _embeddings(student, batch), _embeddings(teacher, batch)
+        for student, teacher in zip(self.student_layers, self.teacher_layers, strict=True):
+            embeddings = _embeddings(output.features[student], batch), _embeddings(signal["features"][teacher], batch)
             distances.append(rkd_distance(*embeddings).sum() / max(len(embeddings[0]), 1))
             angles.append(rkd_angle(*embeddings).sum() / max(len(embeddings[0]), 1))
         return {
