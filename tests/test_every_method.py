@@ -1,21 +1,24 @@
 """The contract that every method of the catalogue keeps. Adding a method adds its cases: there is no list here."""
 
 import copy
+import dataclasses
 import importlib
 import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from preceptor.catalog import load, read, slugs
+from preceptor.core.method import Method
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.data.examples import examples_from
 from preceptor.data.sources import Source
 from preceptor.models.reference import build
 from preceptor.training import Training
+from preceptor.trial import make_accelerator
 
 TEACHER = {"reference": "cnn", "channels": [4, 6], "classes": 4}
 STUDENT = {"reference": "cnn", "channels": [3, 5], "classes": 4}
@@ -46,10 +49,11 @@ def run(slug, *, steps=4, micro=1, batch_size=8, precision="no", **rest):
     method, roles = make(slug)
     source = Source(data(), batch_size=batch_size)
     roles |= method.extra_roles(roles, next(source.scan()))
-    if precision == "bf16":
+    if precision != "no":
+        dtype = torch.bfloat16 if precision == "pure bf16" else torch.float32
         for role in roles.values():
-            role.bfloat16()
-        source = [{**batch, "x": batch["x"].bfloat16()} for batch in source.scan()]
+            role.to(dtype)
+        source = [{**batch, "x": batch["x"].to(dtype)} for batch in source.scan()]
     training = Training(optimizer="SGD", learning_rate=0.05, schedule="constant", warmup=0.0)
     optimizers, _ = training.build(method, roles, steps)
     before = {name: copy.deepcopy(role.state_dict()) for name, role in roles.items()}
@@ -61,7 +65,7 @@ def run(slug, *, steps=4, micro=1, batch_size=8, precision="no", **rest):
         optimizers,
         steps=steps,
         micro=micro,
-        accelerator=Accelerator(),
+        accelerator=make_accelerator("bf16" if precision == "bf16" else "no"),
         progress=lambda record: losses.append(record.losses["total"]),
         **rest,
     )
@@ -127,29 +131,63 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_too(slug, tmp_path):
 
 
 @TRAINED
+def test_every_trained_parameter_gets_a_gradient_and_no_other(slug):
+    method, roles, _, _ = run(slug, steps=1)
+    trained = {role for phase in method.phases() for role in phase.trains}
+    for name, role in roles.items():
+        for key, parameter in role.named_parameters():
+            given = parameter.grad is not None and bool(parameter.grad.any())
+            assert given == (name in trained and not method.gradient_free), f"{name}.{key}"
+
+
+@TRAINED
 def test_hooks_do_not_edit_the_batch(slug):
     method, roles = make(slug)
     batch = next(Source(data(), batch_size=8).scan())
     roles |= method.extra_roles(roles, batch)
-    kept = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    kept = copy.deepcopy(batch)
     state = State(total_steps=1)
+    prepared = method.prepare(batch, roles, state)
+    kept_prepared = copy.deepcopy(prepared)
     for phase in method.phases():
         with torch.no_grad():
-            signal = phase.signal(batch, roles, state)
-        phase.loss(batch, signal, roles, state)
-    assert batch.keys() == kept.keys()
-    assert all(torch.equal(batch[key], kept[key]) for key in ("x", "y", "id"))
+            signal = phase.signal(prepared, roles, state)
+        phase.loss(prepared, signal, roles, state)
+    for now, before in ((batch, kept), (prepared, kept_prepared)):
+        assert now.keys() == before.keys()
+        assert all(torch.equal(now[key], before[key]) for key in now if isinstance(now[key], torch.Tensor))
 
 
 @TRAINED
-def test_bfloat16_stays_finite(slug):
-    losses = run(slug, precision="bf16")[3]
+@pytest.mark.parametrize("precision", ["bf16", "pure bf16"])
+def test_bfloat16_stays_finite(slug, precision):
+    _, roles, _, losses = run(slug, precision=precision)
     assert all(map(math.isfinite, losses))
+    assert all(value.isfinite().all() for value in weights(roles).values())
+
+
+@TRAINED
+def test_a_method_is_a_frozen_dataclass_of_its_hyper_parameters(slug):
+    cls = load(slug)
+    assert cls.__bases__ == (Method,)
+    assert cls.__dataclass_params__.frozen
+    fields = dataclasses.fields(cls)
+    assert all(field.kw_only for field in fields)
+    assert [field.name for field in fields] == [field.name for field in read(slug).fields]
+    assert cls() == cls()
 
 
 @pytest.mark.parametrize("slug", [slug for slug in slugs() if read(slug).card.kind != "baseline"])
-def test_the_miniature_is_finite_and_deterministic(slug):
+def test_the_miniature_is_finite_deterministic_complete_and_quick(slug):
     module = importlib.import_module(f"preceptor.methods.{slug.replace('-', '_')}")
-    first, second = module.miniature(0, "smoke"), module.miniature(0, "smoke")
-    assert first == second
+    first = module.miniature(0, "smoke")
+    start = time.thread_time()
+    second = module.miniature(0, "smoke")
+    assert time.thread_time() - start < 3
+    assert first == second != module.miniature(1, "smoke")
+    assert slug in first.arms
+    assert all(slug == claim.method for claim in first.claims)
+    assert any(name.startswith("untrained") for name in first.arms)  # the null baseline
+    metrics = [set(arm) for arm in first.arms.values()]
+    assert all(each == metrics[0] for each in metrics)
     assert all(math.isfinite(value) for arm in first.arms.values() for value in arm.values())
