@@ -188,6 +188,8 @@ def test_the_miniature_is_finite_deterministic_complete_and_quick(slug):
     assert slug in first.arms
     assert all(slug == claim.method for claim in first.claims)
     assert any(name.startswith("untrained") for name in first.arms)  # the null baseline
-    metrics = [set(arm) for arm in first.arms.values()]
+    arms = list(first.arms.values())
+    assert not any(one == other for i, one in enumerate(arms) for other in arms[:i])
+    metrics = [set(arm) for arm in arms]
     assert all(each == metrics[0] for each in metrics)
-    assert all(math.isfinite(value) for arm in first.arms.values() for value in arm.values())
+    assert all(math.isfinite(value) for arm in arms for value in arm.values())
