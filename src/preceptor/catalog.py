@@ -137,17 +137,17 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 def recipe_snippet(entry: Entry) -> str:
     """A small recipe for ``preceptor distill`` that runs as it stands, in about a minute."""
-    layers = {"student_layers": "[hidden1]", "teacher_layers": "[hidden2]"}
-    options = [f"  {f.name}: {layers[f.name]}" for f in entry.fields if f.name in layers]
-    teacher = ["teacher:", "  model: {reference: mlp, hidden: [400, 400]}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
+    layers = [f"  {f.name}: [block2]" for f in entry.fields if f.name in ("student_layers", "teacher_layers")]
+    large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
+    teacher = ["teacher:", f"  model: {{reference: {large}}}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
     return "\n".join(
         [
             "data: {name: mnist5k, train_images: 300}",
             *(teacher if "teacher" in entry.card.needs else []),
-            "student: {reference: mlp, hidden: [16]}",
+            f"student: {{reference: {small}}}",
             "method:",
             f"  name: {entry.card.slug}",
-            *options,
+            *layers,
             "training: {epochs: 120, optimizer: Adam}",
         ]
     )

@@ -137,9 +137,10 @@ def run_trial(
     started = time.perf_counter()
     records: list[tuple[int, float]] = []
     validations: list[dict[str, float]] = []
-    teacher, stages = task.teacher, method.stages(task.teacher, student)
-    steps = 0
+    teacher, steps = task.teacher, 0
     with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        torch.manual_seed(seed)  # a chain may make networks of its own
+        stages = method.stages(teacher, student)
         for number, stage in enumerate(stages, 1):
             last = number == len(stages)
             torch.manual_seed(seed)

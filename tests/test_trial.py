@@ -1,0 +1,47 @@
+"""A trial of any method, chains included, broken off and resumed."""
+
+import pytest
+import torch
+
+from preceptor.catalog import load, read, slugs
+from preceptor.data.examples import examples_from
+from preceptor.models.reference import build
+from preceptor.training import Training
+from preceptor.trial import Task, run_trial
+
+
+class BrokenOffError(Exception):
+    """Ends a trial in the middle."""
+
+
+def run(slug, out, *, stop_at=None, resume=False, global_seed=0):
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 1, 6, 6), torch.randint(4, (60,))
+    teacher, student = (build({"reference": "cnn", "channels": channels, "classes": 4}) for channels in ([4, 6], [3, 5]))
+    layered = "student_layers" in {field.name for field in read(slug).fields}
+    method = load(slug)(**({"student_layers": ("block1",), "teacher_layers": ("block2",)} if layered else {}))
+    whole = examples_from((x, y), 4)
+    task = Task(train=whole.subset(torch.arange(40)), valid=whole.subset(torch.arange(40, 60)), teacher=teacher)
+    updates = []
+
+    def progress(record, total):
+        updates.append(record)
+        if len(updates) == stop_at:
+            raise BrokenOffError
+
+    training = Training(steps=6, batch_size=8, checkpoint_every=2, evaluate_every=3)
+    torch.manual_seed(global_seed)
+    before = torch.get_rng_state()
+    trial = run_trial(task, name=slug, method=method, student=student, training=training, seed=3, out=out, resume=resume, progress=progress)
+    assert torch.equal(torch.get_rng_state(), before)
+    return trial.student.state_dict()
+
+
+@pytest.mark.parametrize("slug", slugs())
+@pytest.mark.parametrize("stop_at", [1, 5])
+def test_a_trial_broken_off_and_resumed_is_the_straight_one_whatever_the_global_random_state(slug, stop_at, tmp_path):
+    straight = run(slug, tmp_path / "a")
+    with pytest.raises(BrokenOffError):
+        run(slug, tmp_path / "b", stop_at=stop_at, global_seed=1)
+    resumed = run(slug, tmp_path / "b", resume=True, global_seed=2)
+    assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
