@@ -17,7 +17,7 @@ help:  ## show this list
 	$(PIP) -e '.[dev]'
 	touch $@
 
-demo: .venv/demo.stamp  ## distil small students from a real teacher on real images, about five minutes; report in runs/demo
+demo: .venv/demo.stamp  ## distil small students from a real teacher on real images; report in runs/demo
 	$(BIN)/preceptor compare recipes/demo.yaml --out runs/demo --resume
 
 test: .venv/dev.stamp  ## the whole test suite

@@ -2,11 +2,11 @@
 
 The peers live in an environment of their own, outside the repository:
 
-    python3 -m venv /tmp/peers
-    /tmp/peers/bin/pip install -r benchmarks/requirements-peers.txt
-    /tmp/peers/bin/pip install --no-deps torchdistill==1.1.5 liger-kernel==0.8.5 KD-Lib==0.0.32
-    PYTHONPATH=src /tmp/peers/bin/python benchmarks/correctness.py            # a table
-    PYTHONPATH=src /tmp/peers/bin/python benchmarks/correctness.py --json     # the rows that every benchmark prints, with status and detail
+    python3 -m venv ../peers
+    ../peers/bin/pip install -r benchmarks/requirements-peers.txt
+    ../peers/bin/pip install --no-deps torchdistill==1.1.5 liger-kernel==0.8.5 KD-Lib==0.0.32
+    PYTHONPATH=src ../peers/bin/python benchmarks/correctness.py            # a table
+    PYTHONPATH=src ../peers/bin/python benchmarks/correctness.py --json     # the rows that every benchmark prints, with status and detail
 
 ``--no-deps`` because torchdistill and KD-Lib ask for packages that cannot be installed beside a CPU build of a recent torch. A peer that is
 missing or does not import is a row of its own. Every loss is called as its documentation says, through a thin wrapper that gives it logits

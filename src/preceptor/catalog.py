@@ -136,7 +136,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 
 def recipe_snippet(entry: Entry) -> str:
-    """A small recipe for ``preceptor distill`` that runs as it stands, in about a minute."""
+    """A small recipe for ``preceptor distill`` that runs as it stands."""
     layers = [f"  {f.name}: [block2]" for f in entry.fields if f.name in ("student_layers", "teacher_layers")]
     large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
     teacher = ["teacher:", f"  model: {{reference: {large}}}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]

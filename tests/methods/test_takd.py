@@ -56,7 +56,8 @@ def test_assistants_may_be_described_otherwise():
 
 
 def test_assistants_of_a_transformer_keep_its_layers():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.ViTConfig(
         hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4, num_channels=1
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from preceptor.miniature.claim import Arms, Claim, decide, t_interval
+from preceptor.miniature.claim import Arms, Claim, Verdict, decide, t_interval
 
 
 def summary(arm: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
@@ -47,8 +47,8 @@ def paired(arms: Arms, *, methods: Sequence[str], baseline: str, metrics: Mappin
         baseline: the arm that they are compared with.
         metrics: metric -> which way is better.
     Returns:
-        One entry per method and metric: ``metric``, ``method``, ``baseline`` and the fields of `Verdict`. Differences are positive where
-        the method is better, also for metrics where lower is better.
+        One entry per method and metric: ``metric``, ``method``, ``baseline`` and the fields of `Verdict`. Differences are the
+        method minus the baseline: where lower is better, a method that is better has negative ones.
     Raises:
         ValueError: as `preceptor.miniature.claim.decide`.
     """
@@ -58,9 +58,17 @@ def paired(arms: Arms, *, methods: Sequence[str], baseline: str, metrics: Mappin
         for metric, direction in metrics.items()
     ]
     return [
-        {"metric": claim.metric, "method": claim.method, "baseline": claim.baseline, **asdict(verdict)}
+        {"metric": claim.metric, "method": claim.method, "baseline": claim.baseline, **asdict(verdict), **_difference(claim, verdict)}
         for claim, verdict in zip(claims, decide(claims, arms), strict=True)
     ]
+
+
+def _difference(claim: Claim, verdict: Verdict) -> dict[str, float | None]:
+    """Method minus baseline; a verdict counts in the direction of its claim."""
+    if claim.direction == "higher":
+        return {"mean": verdict.mean, "low": verdict.low, "high": verdict.high}
+    low, high = (None if bound is None else -bound for bound in (verdict.high, verdict.low))
+    return {"mean": -verdict.mean, "low": low, "high": high}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
