@@ -27,7 +27,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from preceptor.core.method import Method, Phase
 from preceptor.core.parallel import shard, whole
 from preceptor.core.reduce import gathered, split, world_size
-from preceptor.core.run import Interrupted, train
+from preceptor.core.run import train
+from preceptor.core.signals import Interrupted
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Record, Roles, Signal, Terms
 from preceptor.data.examples import examples_from

@@ -15,7 +15,8 @@ from torch import nn
 
 from preceptor.core import run as run_module
 from preceptor.core.method import Method, NonFinite
-from preceptor.core.run import Interrupted, train
+from preceptor.core.run import train
+from preceptor.core.signals import Interrupted
 
 
 def poisoned(*bad, count=6):

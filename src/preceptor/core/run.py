@@ -6,13 +6,10 @@ import hashlib
 import math
 import re
 import shlex
-import signal as signals
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -28,24 +25,12 @@ from preceptor.core.loop import steps as loop_steps
 from preceptor.core.method import Method, NonFinite
 from preceptor.core.parallel import broadcast, load_whole, load_whole_optimizer, whole
 from preceptor.core.reduce import world_size
+from preceptor.core.signals import Interrupted, deferred_signals
 from preceptor.core.state import RandomState, State, load_checkpoint, save_checkpoint
 from preceptor.core.stream import Stream, as_stream
 from preceptor.core.types import Batch, Record, Roles
 
 Validate = Callable[[Roles, State], Mapping[str, float]]
-
-
-class Interrupted(Exception):
-    """A signal ended the run after a finished, saved step.
-
-    Attributes:
-        exit_code: 128 + the signal's number.
-    """
-
-    def __init__(self, number: int, step: int, out: Path | None) -> None:
-        self.exit_code = 128 + number
-        where = f"saved in {out}" if out is not None else "not saved: train was given no out"
-        super().__init__(f"{signals.Signals(number).name} after step {step}, {where}")
 
 
 def train(
@@ -140,7 +125,7 @@ def train(
         journal.truncate(keeper.load(warn))
     learner = "ema" if ema is not None else "student"
     done = state.step >= steps or _stale(state, patience)
-    with _deferred_signals() as caught, journal:
+    with deferred_signals() as caught, journal:
         while not done:  # one turn, and one more for every batch that was dropped
             turn = loop_steps(
                 method, roles, state.source, optimizers, state=state, accelerator=accelerator, micro=micro, schedulers=schedulers
@@ -320,37 +305,3 @@ def _move_average(average: nn.Module, student: nn.Module, decay: float) -> None:
 
 def _buffers(roles: Roles) -> list[tuple[Tensor, Tensor]]:
     return [(buffer, buffer.clone()) for module in roles.values() for buffer in module.buffers()]
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one kills at once.
-
-    Only the main thread can, and of two runs, one inside the other, only the outer one does: it saves what a signal must not lose.
-    """
-    catch = _Catch({number: signals.getsignal(number) for number in (signals.SIGTERM, signals.SIGINT)})
-    inside = any(isinstance(handler, _Catch) for handler in catch.before.values())
-    if inside or threading.current_thread() is not threading.main_thread():
-        yield catch.caught
-        return
-    try:
-        for number in catch.before:
-            signals.signal(number, catch)
-        yield catch.caught
-    finally:
-        catch.restore()
-
-
-class _Catch:
-    """A signal handler that remembers the signal and puts back the handlers from ``before``."""
-
-    def __init__(self, before: Mapping[int, Any]) -> None:
-        self.before, self.caught = before, list[int]()
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.caught.append(number)
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signals.signal(number, handler)
