@@ -185,6 +185,33 @@ def test_docs_writes_and_checks_the_catalogue(tmp_path):
     assert call("docs", "--check", "--out", page).exit_code == 1
 
 
+def test_reproduce_says_which_difference_it_prints(monkeypatch):
+    from preceptor.miniature import run
+    from preceptor.miniature.claim import Claim, decide
+
+    arms = {"ce": {s: {"accuracy": 0.80, "nll": 0.70} for s in range(6)}, "kd": {s: {"accuracy": 0.85, "nll": 0.50} for s in range(6)}}
+    common = {"method": "kd", "baseline": "ce"}
+    claims = (
+        Claim(name="kd is more accurate", metric="accuracy", **common),
+        Claim(name="kd is surer", metric="nll", direction="lower", **common),
+    )
+    found = run.Measurements(
+        slug="kd",
+        size="full",
+        date="",
+        versions={},
+        seeds=tuple(range(6)),
+        arms=arms,
+        claims=claims,
+        verdicts=decide(claims, arms),
+        notes=(),
+    )
+    monkeypatch.setattr(run, "reproduce", lambda *args, **options: found)
+    lines = call("reproduce", "classic-kd").stdout.splitlines()
+    assert lines[1].startswith("  kd - ce in accuracy: +0.0500")
+    assert lines[3].startswith("  ce - kd in nll: +0.2000")
+
+
 def test_reproduce_smoke(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("reproduce", "classic-kd", "--seeds", "1", "--size", "smoke")

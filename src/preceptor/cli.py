@@ -193,6 +193,8 @@ def reproduce(
     for measurements in found:
         for claim, verdict in zip(measurements.claims, measurements.verdicts, strict=True):
             pair = {**asdict(claim), **asdict(verdict)}
+            if claim.direction == "lower":  # a verdict counts in the direction of its claim: baseline minus method
+                pair |= {"method": claim.baseline, "baseline": claim.method}
             print(f"{measurements.slug}: {claim.name}\n  {_sentence(pair)}")
 
 
