@@ -1,4 +1,4 @@
-"""Before the first step: is the teacher any good on these data, and what will the run cost?"""
+"""Before the first step: do the parts of the data overlap, is the teacher any good on them, and what will the run cost?"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from preceptor.core.method import Method, evaluating
 from preceptor.core.run import train
 from preceptor.core.types import Record
+from preceptor.data.splits import shared_inputs
 from preceptor.metrics.cost import Inputs, device_of, parameters, to_device
 from preceptor.models.taps import forward
 from preceptor.training import Training
@@ -42,7 +43,7 @@ class Preflight:
 def preflight(
     task: Task, methods: Mapping[str, Method], student: nn.Module, training: Training, *, check_teacher: bool = True, trials: int = 1
 ) -> Preflight:
-    """Score the teacher on the validation part and estimate time and memory; nothing that counts is changed.
+    """Look for shared inputs, score the teacher on the validation part, estimate time and memory; nothing that counts is changed.
 
     Args:
         task: data and teacher.
@@ -52,9 +53,10 @@ def preflight(
         check_teacher: stop on a bad teacher.
         trials: how many trials of each method there will be, for the total time.
     Raises:
-        ValueError: the teacher is near chance, or its classes look permuted.
+        ValueError: a part stands in the others, the teacher is near chance, or its classes look permuted.
     """
-    lines, notes = [], []
+    overlaps = shared_inputs({"train": task.train, "valid": task.valid} | ({} if task.test is None else {"test": task.test}))
+    lines, notes = [f"data: {line}" for line in overlaps], list(overlaps)
     with torch.random.fork_rng():
         setups = {name: _measure(task, method, student, training) for name, method in methods.items()}
     steps = next(iter(setups.values()))[0]

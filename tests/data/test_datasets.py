@@ -43,7 +43,7 @@ def test_mnist5k():
     assert torch.bincount(data.train.labels).tolist() == [300] * 10
     assert torch.bincount(data.test.labels).tolist() == [200] * 10
     check_disjoint({"train": data.train, "test": data.test})
-    assert len(shared_inputs(data.train, data.test)) == 0
+    assert shared_inputs({"train": data.train, "test": data.test}) == []
     for part in (data.train, data.test):
         batch = part.batch(torch.arange(len(part)))
         assert batch["x"].dtype == torch.float32

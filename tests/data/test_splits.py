@@ -101,18 +101,46 @@ def test_disjoint():
         check_disjoint({"train": rest, "test": overlap})
 
 
-def test_shared_inputs_are_found_across_data_sets():
+def numbered(*numbers):
+    """Examples whose inputs are these numbers."""
+    return examples_from(({"p": torch.tensor(numbers), "q": torch.zeros(len(numbers), 2)}, torch.zeros(len(numbers), dtype=torch.int64)))
+
+
+def test_inputs_that_stand_in_earlier_parts_are_told():
+    parts = {"train": numbered(1, 2, 3, 3), "valid": numbered(4, 2), "test": numbered(5, 4, 3, 3, 6)}
+    assert shared_inputs(parts) == [
+        "valid: 1 of 2 inputs stand in train too, byte for byte",
+        "test: 3 of 5 inputs stand in train or valid too, byte for byte",
+    ]
+    assert shared_inputs({"train": numbered(0, 3), "test": numbered(2, 1)}) == []
+
+
+@pytest.mark.parametrize("part", [(1, 2, 3, 4), (3, 1), (2, 2)])
+def test_a_part_that_stands_in_earlier_parts_is_refused(part):
+    message = rf"^test: expected examples other than those of train or valid, got {len(part)} whose inputs all stand there$"
+    with pytest.raises(ValueError, match=message):
+        shared_inputs({"train": numbered(1, 2, 4), "valid": numbered(3), "test": numbered(*part)})
+
+
+def test_data_of_a_few_categories_may_repeat_themselves():
+    parts = {"train": numbered(0, 1, 1, 0, 1, 0), "test": numbered(0, 1)}
+    assert shared_inputs(parts) == ["test: 2 of 2 inputs stand in train too, byte for byte"]
+
+
+def test_what_is_not_in_memory_is_not_read():
     class Lazy(Dataset):
         def __len__(self):
             return 3
 
         def __getitem__(self, index):
-            return torch.tensor([[900.0], [5.0], [77.0]])[index], 0
+            assert not fixed, "read"
+            return torch.tensor([1.0]), 0
 
-    assert shared_inputs(unbalanced(), examples_from(Lazy())).tolist() == [1, 2]
-    a = examples_from(({"p": torch.arange(4), "q": torch.zeros(4, 2)}, torch.zeros(4, dtype=torch.int64)))
-    assert shared_inputs(a, a.subset([2, 1])).tolist() == [0, 1]
-    assert shared_inputs(a.subset([0, 3]), a.subset([2, 1])).tolist() == []
+    fixed = []
+    lazy = examples_from(Lazy())
+    fixed.append(lazy)
+    line = "train: not in memory, so its inputs were not looked for in the other parts"
+    assert shared_inputs({"train": lazy, "test": unbalanced()}) == [line]
 
 
 def test_fingerprint_knows_contents_order_and_labels():

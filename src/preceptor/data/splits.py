@@ -95,7 +95,7 @@ def take(examples: Examples, count: int, *, seed: int | None = 0, name: str | No
 
 
 def check_disjoint(parts: Mapping[str, Examples]) -> None:
-    """Refuse parts of one whole set that share an id; parts of different sets are the business of `shared_inputs`.
+    """Refuse parts of one whole set that share an id; equal inputs are the business of `shared_inputs`.
 
     Args:
         parts: named parts, such as train, valid and test.
@@ -108,13 +108,36 @@ def check_disjoint(parts: Mapping[str, Examples]) -> None:
             raise ValueError(f"{name_b}: expected no example of {name_a}, got {len(shared)} shared, the first with id {int(shared[0])}")
 
 
-def shared_inputs(a: Examples, b: Examples) -> Tensor:
-    """Positions in ``b`` of examples whose inputs equal those of some example of ``a``, byte for byte: int64, ascending.
+def shared_inputs(parts: Mapping[str, Examples]) -> list[str]:
+    """Look for inputs that stand in more than one part, byte for byte.
 
-    Reads both sets. Well-known image sets hold a few such duplicates between train and test, so this reports and does not judge.
+    Well-known data sets hold a few such duplicates, so these are told and not refused. A part all of whose inputs stand in earlier parts is
+    refused, unless most inputs of those occur several times: data of a few categories repeat themselves in every part.
+
+    Args:
+        parts: named parts, such as train, valid and test, each compared with all before it; what is not in memory is not read.
+    Returns:
+        One line for each part that shares inputs with earlier ones, and one that names parts not in memory.
+    Raises:
+        ValueError: all inputs of a part stand in earlier ones.
     """
-    known = set(_digests(a))
-    return torch.tensor([i for i, digest in enumerate(_digests(b)) if digest in known], dtype=torch.int64)
+    lines: list[str] = []
+    known: set[bytes] = set()
+    earlier: dict[str, int] = {}
+    for name, part in parts.items():
+        if not part.in_memory:
+            lines.append(f"{name}: not in memory, so its inputs were not looked for in the other parts")
+            continue
+        digests = list(_digests(part))
+        shared = sum(digest in known for digest in digests)
+        where = " or ".join(earlier)
+        if shared == len(part) and 2 * len(known) > sum(earlier.values()):
+            raise ValueError(f"{name}: expected examples other than those of {where}, got {shared} whose inputs all stand there")
+        if shared:
+            lines.append(f"{name}: {shared} of {len(part)} inputs stand in {where} too, byte for byte")
+        known.update(digests)
+        earlier[name] = len(part)
+    return lines
 
 
 def _digests(examples: Examples) -> Iterator[bytes]:
