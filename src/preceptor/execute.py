@@ -139,6 +139,7 @@ def run_compare(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Study
         metrics=study.metrics,
         budget=study.budget,
         training=recipe.training,
+        workers=study.workers,
         sweep=sweep,
         sweep_pool=made.pool,
         out=out,

@@ -89,6 +89,8 @@ class StudyRecipe(_Strict):
     """Paired differences are tested in these."""
     budget: str | None = None
     """Total time, such as "10m", instead of ``training.epochs``."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Trials to train side by side, each in a process with one thread; on CPUs only."""
     sweep: SweepRecipe | None = None
 
     @field_validator("metrics")

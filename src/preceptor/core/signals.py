@@ -12,16 +12,17 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a finished, saved step.
+    """A signal ended the run after a finished, saved step, or a study between two trials (step None).
 
     Attributes:
         exit_code: 128 + the signal's number.
     """
 
-    def __init__(self, number: int, step: int, out: Path | None) -> None:
+    def __init__(self, number: int, step: int | None, out: Path | None) -> None:
         self.exit_code = 128 + number
-        where = f"saved in {out}" if out is not None else "not saved: train was given no out"
-        super().__init__(f"{signal.Signals(number).name} after step {step}, {where}")
+        when = "between two trials" if step is None else f"after step {step}"
+        where = f"saved in {out}" if out is not None else "not saved: there is no out"
+        super().__init__(f"{signal.Signals(number).name} {when}, {where}")
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -24,8 +27,9 @@ from preceptor.preflight import preflight
 from preceptor.report.page import summary_table, write_report
 from preceptor.result import build_result, write_result
 from preceptor.studies.statistics import paired, summary
+from preceptor.studies.workers import Tell, check_workers, side_by_side
 from preceptor.training import HIGHER_IS_BETTER, Training
-from preceptor.trial import Trial, run_trial
+from preceptor.trial import Task, Trial, run_trial
 
 StudyProgress = Callable[[str, Record | None, int, int, int], None]
 """Called as ``(trial, record, updates of the trial, trials done, trials in all)``; the record is None when a trial ends."""
@@ -66,6 +70,7 @@ def compare(
     training: Training | Mapping[str, Any] | None = None,
     sweep: Mapping[int, Sequence[str]] | None = None,
     sweep_pool: Any = None,
+    workers: int = 1,
     out: str | Path | None = None,
     resume: bool = False,
     augment: Augment | None = None,
@@ -97,6 +102,7 @@ def compare(
         training: see `preceptor.training.Training`; the same for all methods.
         sweep: further sizes: number of training examples -> methods to run there.
         sweep_pool: the examples that sweep sizes are taken from, the first ones; by default ``train``.
+        workers: trials to train side by side, each in a process of its own with one thread; on CPUs only.
         out: study directory: ``trials/``, ``student/`` (the best by validation), ``result.json``, ``report.html``.
         resume: use the trials that ``out`` holds and go on with the others.
         augment, roles, check_teacher, identity, recipe, title, class_names, teacher_seconds, say: as in `preceptor.distill`.
@@ -113,6 +119,7 @@ def compare(
     for metric in metrics:
         if metric not in HIGHER_IS_BETTER:
             raise ValueError(f"metrics: expected some of {', '.join(HIGHER_IS_BETTER)}, got {metric!r}")
+    check_workers(workers)
     training = make_training(training, epochs)
     folder = Path(out) if out is not None else None
     refuse_other_run(folder, resume)
@@ -124,38 +131,30 @@ def compare(
     for line in found.lines:
         say(line)
     pool = task.train if sweep_pool is None else sweep_pool
-    plan = [(name, seed, task, "trials") for name in chosen for seed in numbers]
+    plan = [_Place(name, seed, "trials", task) for name in chosen for seed in numbers]
     for size, names in (sweep or {}).items():
         unknown = [name for name in names if name not in chosen]
         if unknown:
             raise ValueError(f"sweep: expected methods out of {list(chosen)}, got {unknown}")
         if size != len(task.train):
             smaller = replace(task, train=take(pool, size, seed=None))
-            plan += [(name, seed, smaller, f"sweep/{size}") for name in names for seed in numbers]
+            plan += [_Place(name, seed, f"sweep/{size}", smaller) for name in names for seed in numbers]
     write_recipe(recipe, folder)
-    trials: dict[tuple[str, int, str], Trial] = {}
-    shared = {**data_identity(task), **(identity or {})}
-    for done, (name, seed, place, part) in enumerate(plan):
-        label = f"{name} seed {seed}" + ("" if place is task else f", {len(place.train)} examples")
-
-        def report(record: Record, steps: int, label: str = label, done: int = done) -> None:
-            if progress is not None:
-                progress(label, record, steps, done, len(plan))
-
-        trials[name, seed, part] = run_trial(
-            place,
-            name=name,
-            method=chosen[name],
-            student=_make(student, seed),
-            training=training,
-            seed=seed,
-            out=folder / part / f"{name}-{seed}" if folder is not None else None,
+    with ExitStack() as stack:
+        store = folder
+        if workers > 1 and folder is None:
+            store = Path(stack.enter_context(TemporaryDirectory()))
+        trials = _run(
+            plan,
+            chosen,
+            student,
+            training,
+            workers=workers,
+            out=store,
             resume=resume,
-            identity={**shared, "examples": len(place.train)},
-            progress=report,
+            identity={**data_identity(task), **(identity or {})},
+            progress=progress or (lambda *_: None),
         )
-        if progress is not None:
-            progress(label, None, trials[name, seed, part].steps, done + 1, len(plan))
     arms = {name: [trials[name, seed, "trials"] for seed in numbers] for name in chosen}
     measured = {name: {trial.seed: trial.metrics for trial in arm} for name, arm in arms.items()}
     others = [name for name in chosen if name != baseline]
@@ -174,7 +173,8 @@ def compare(
         notes=[
             *notes_on(task, found),
             f"Equal budget: every trial ran {arms[baseline][0].steps:,} updates of {training.batch_size} examples at most;"
-            " hyper-parameters are the methods' defaults, none was tuned.",
+            " hyper-parameters are the methods' defaults, none was tuned."
+            + (f" {workers} trials ran side by side: training times are of a busy machine." if workers > 1 else ""),
         ],
     )
     page = None
@@ -184,6 +184,68 @@ def compare(
         write_result(result, folder)
         page = write_report(result, folder)
     return Study(result=result, trials=arms, report=page)
+
+
+class _Place(NamedTuple):
+    """A trial of the plan: which arm, which seed, in which part of the study."""
+
+    arm: str
+    seed: int
+    part: str
+    task: Task
+
+    @property
+    def label(self) -> str:
+        size = "" if self.part == "trials" else f", {len(self.task.train)} examples"
+        return f"{self.arm} seed {self.seed}{size}"
+
+
+def _run(
+    plan: Sequence[_Place],
+    chosen: Mapping[str, Method],
+    student: Callable[[], nn.Module] | nn.Module,
+    training: Training,
+    *,
+    workers: int,
+    out: Path | None,
+    resume: bool,
+    identity: Mapping[str, Any],
+    progress: StudyProgress,
+) -> dict[tuple[str, int, str], Trial]:
+    """Run every trial of the plan, side by side where there are several workers: those leave folders, which are then read back."""
+
+    def run(number: int, tell: Tell, resume: bool) -> Trial:
+        place = plan[number]
+        return run_trial(
+            place.task,
+            name=place.arm,
+            method=chosen[place.arm],
+            student=_make(student, place.seed),
+            training=training,
+            seed=place.seed,
+            out=out / place.part / f"{place.arm}-{place.seed}" if out is not None else None,
+            resume=resume,
+            identity={**identity, "examples": len(place.task.train)},
+            progress=tell,
+        )
+
+    done = 0
+
+    def report(number: int, record: Record | None, updates: int) -> None:
+        nonlocal done
+        done += record is None
+        progress(plan[number].label, record, updates, done, len(plan))
+
+    if workers > 1:
+        for part in (plan[0].task.valid, plan[0].task.measured):
+            plan[0].task.teacher_logits(part)  # kept by the task: asked once, before the processes part
+        side_by_side(lambda number, tell: run(number, tell, resume), len(plan), workers=workers, out=out, progress=report)
+        return {(place.arm, place.seed, place.part): run(number, lambda *_: None, True) for number, place in enumerate(plan)}
+    trials: dict[tuple[str, int, str], Trial] = {}
+    for number, place in enumerate(plan):
+        trials[place.arm, place.seed, place.part] = trial = run(number, partial(report, number), resume)
+        report(number, None, trial.steps)
+    return trials
 
 
 def _methods(methods: Sequence[str] | Mapping[str, Method | Mapping[str, Any]], baseline: str) -> dict[str, Method]:
