@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from preceptor.core.method import Method, evaluating
@@ -20,7 +22,7 @@ from preceptor.data.splits import shared_inputs
 from preceptor.metrics.cost import Inputs, device_of, parameters, to_device
 from preceptor.models.taps import forward
 from preceptor.training import Training
-from preceptor.trial import Task, make_accelerator, set_up
+from preceptor.trial import SetUp, Task, make_accelerator, set_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,14 @@ class Preflight:
         notes: for the report.
         seconds_per_step: by method, measured on a few updates of a copy of the student.
         steps: updates of one trial.
+        memory_mb: of the hungriest method, in megabytes of 10^6 bytes, besides the process itself.
     """
 
     lines: tuple[str, ...]
     notes: tuple[str, ...]
     seconds_per_step: dict[str, float]
     steps: int
+    memory_mb: float
 
 
 def preflight(
@@ -58,9 +62,9 @@ def preflight(
     overlaps = shared_inputs({"train": task.train, "valid": task.valid} | ({} if task.test is None else {"test": task.test}))
     lines, notes = [f"data: {line}" for line in overlaps], list(overlaps)
     with torch.random.fork_rng():
-        setups = {name: _measure(task, method, student, training) for name, method in methods.items()}
-    steps = next(iter(setups.values()))[0]
-    seconds = {name: measured for name, (_, measured) in setups.items()}
+        costs = {name: _measure(task, method, student, training) for name, method in methods.items()}
+    steps = next(iter(costs.values())).steps
+    seconds = {name: cost.seconds_per_step for name, cost in costs.items()}
     if task.teacher is not None:
         accuracy = _score_teacher(task, check_teacher)
         ratio = parameters(task.teacher) / max(1, parameters(student))
@@ -75,9 +79,9 @@ def preflight(
     total = sum(seconds.values()) * steps * trials
     each = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     lines.append(f"time: {steps:,} updates per trial ({each} per update), {len(methods) * trials} trial(s), about {_duration(total)}")
-    memory = _memory_mb(student, task, training)
+    memory = max(cost.memory_mb for cost in costs.values())
     lines.append(f"memory: about {memory:.0f} MB for weights, gradients, optimizer and activations, besides the process itself")
-    return Preflight(lines=tuple(lines), notes=tuple(notes), seconds_per_step=seconds, steps=steps)
+    return Preflight(lines=tuple(lines), notes=tuple(notes), seconds_per_step=seconds, steps=steps, memory_mb=memory)
 
 
 def _score_teacher(task: Task, check: bool) -> float:
@@ -109,10 +113,16 @@ def _score_teacher(task: Task, check: bool) -> float:
     return accuracy
 
 
-def _measure(task: Task, method: Method, student: nn.Module, training: Training) -> tuple[int, float]:
-    """Updates of a trial, and seconds per update of all stages, measured on copies."""
+class _Cost(NamedTuple):
+    steps: int
+    seconds_per_step: float
+    memory_mb: float
+
+
+def _measure(task: Task, method: Method, student: nn.Module, training: Training) -> _Cost:
+    """Updates of a trial, seconds per update of all stages, and memory of the largest stage, measured on copies."""
     accelerator = make_accelerator(training.precision)
-    steps, seconds = 0, 0.0
+    steps, seconds, memory = 0, 0.0, 0.0
     teacher = task.teacher
     for stage in method.stages(teacher, deepcopy(student)):
         roles = {"student": stage.student} | ({} if teacher is None else {"teacher": teacher})
@@ -139,8 +149,9 @@ def _measure(task: Task, method: Method, student: nn.Module, training: Training)
         )
         steps = made.steps
         seconds += median(b - a for a, b in itertools.pairwise(marks)) if len(marks) > 1 else 0.0
+        memory = max(memory, _memory_mb(made, task, training, accelerator))
         teacher = stage.student
-    return steps, seconds
+    return _Cost(steps, seconds, memory)
 
 
 def _forward_seconds(model: nn.Module, inputs: Inputs) -> float:
@@ -154,10 +165,22 @@ def _forward_seconds(model: nn.Module, inputs: Inputs) -> float:
     return median(times)
 
 
-def _memory_mb(student: nn.Module, task: Task, training: Training) -> float:
-    """Weights, gradients, two optimizer moments, what autograd keeps for one microbatch, and the teacher's weights."""
-    weights = sum(p.numel() * p.element_size() for p in student.parameters())
-    teacher = 0 if task.teacher is None else sum(p.numel() * p.element_size() for p in task.teacher.parameters())
+def _memory_mb(made: SetUp, task: Task, training: Training, accelerator: Accelerator) -> float:
+    """All networks, gradients, the state of the optimizers, the best weights so far, and the activations of one microbatch.
+
+    The last are those of the student, times the trained parameters over the student's: peers that learn beside it run beside it.
+    """
+    student = made.roles["student"]
+    trained = [p for optimizer in made.optimizers.values() for group in optimizer.param_groups for p in group["params"]]
+    moments = [v for optimizer in made.optimizers.values() for kept in optimizer.state.values() for v in kept.values()]
+    networks = {p for module in made.roles.values() for p in (*module.parameters(), *module.buffers())}
+    held = [*networks, *trained, *(v for v in moments if isinstance(v, Tensor)), *student.state_dict().values()]
+    share = sum(p.numel() for p in trained) / max(1, parameters(student))
+    return (sum(tensor.nbytes for tensor in held) + share * _activation_bytes(student, task, training, accelerator)) / 1e6
+
+
+def _activation_bytes(student: nn.Module, task: Task, training: Training, accelerator: Accelerator) -> int:
+    """What autograd keeps of one microbatch, and the gradients on both sides of the largest layer."""
     own = {p.untyped_storage().data_ptr() for p in student.parameters()}
     kept: dict[int, int] = {}
 
@@ -169,9 +192,10 @@ def _memory_mb(student: nn.Module, task: Task, training: Training) -> float:
 
     size = min(max(1, training.batch_size // training.micro), len(task.train))
     inputs = to_device(task.train.batch(torch.arange(size))["x"], device_of(student))
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), evaluating(student):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.random.fork_rng(), hooks, evaluating(student), accelerator.autocast():
         forward(student, inputs)
-    return (4 * weights + teacher + sum(kept.values())) / 1e6
+    return sum(kept.values()) + 2 * max(kept.values(), default=0)
 
 
 def _length(inputs: Tensor | Mapping[str, Tensor]) -> int:
