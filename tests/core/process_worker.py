@@ -71,6 +71,10 @@ class Blocks(nn.Module):
         return self.head(self.scale * torch.tanh(self.again(self.back(hidden))))
 
 
+def dropping(width: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, width), nn.Dropout(0.3), nn.Tanh(), nn.Linear(width, CLASSES))
+
+
 def dense(width: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, CLASSES))
 
@@ -184,6 +188,7 @@ class Run:
     adam: bool = False
     dtype: torch.dtype = torch.float64
     records: list[Record] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.roles = {
@@ -229,7 +234,7 @@ class Run:
             skip_nonfinite=skip_nonfinite,
             accelerator=Accelerator(cpu=True),
             progress=self.records.append,
-            warn=lambda line: None,
+            warn=self.lines.append,
         )
 
     def result(self, **more: Any) -> dict[str, Any]:
@@ -349,27 +354,36 @@ def sharded_single_precision(folder: Path) -> Result:
 
 
 def resumed(folder: Path) -> Result:
-    return _resumed(folder / "resumed", sharded=False)
+    return _resumed(folder / "resumed")
 
 
 def sharded_resumed(folder: Path) -> Result:
     return _resumed(folder / "sharded_resumed", sharded=True)
 
 
-def _resumed(folder: Path, *, sharded: bool) -> Result:
+def dropout_resumed(folder: Path) -> Result:
+    """Every process draws masks of its own, so only the comparison of the two runs is compared."""
+    _, facts = _resumed(folder / "dropout_resumed", build=dropping)
+    return {"equal": torch.tensor(float(facts["equal"]))}, facts
+
+
+def _resumed(folder: Path, *, build: Callable[[int], nn.Module] = Blocks, sharded: bool = False) -> Result:
     """A straight run, and one that a signal to the last process alone stops and that goes on with fresh objects."""
 
     def fresh() -> Run:
-        return Run(method=Distil(), data=source(23), build=Blocks, sharded=sharded, adam=True)
+        return Run(method=Distil(), data=source(23), build=build, sharded=sharded, adam=True)
 
     straight, stopped, rest = fresh(), fresh(), fresh()
+    torch.manual_seed(rank())
     straight.go(out=own_folder(folder / "straight"))
     stopped.data.kill_at = 7
+    torch.manual_seed(rank())
     try:
         stopped.go(out=own_folder(folder / "stopped"))
         said, code = "nothing", 0
     except Interrupted as error:
         said, code = str(error).split(",")[0], error.exit_code
+    torch.manual_seed(99)
     rest.go(out=folder / "stopped", resume=True)
     one, other = straight.result(), rest.result()
     equal = all(torch.equal(value, other["weights"][role][name]) for role, entry in one["weights"].items() for name, value in entry.items())
@@ -422,6 +436,7 @@ CASES = {
         sharded_single_precision,
         resumed,
         sharded_resumed,
+        dropout_resumed,
         joining,
     )
 }

@@ -132,10 +132,17 @@ def test_only_rank_0_writes(launched: dict[str, Any]) -> None:
         assert (launched["two"] / case / "nonfinite").exists() == ("nonfinite" in case)
 
 
-@pytest.mark.parametrize("case", ["resumed", "sharded_resumed"])
+@pytest.mark.parametrize("case", ["resumed", "sharded_resumed", "dropout_resumed"])
 def test_a_signal_to_one_process_stops_both_and_resuming_is_exact(launched: dict[str, Any], case: str) -> None:
     for facts in result(launched, "two", case)["facts"]:
         assert facts == {"said": "SIGTERM after step 7", "code": 143, "equal": True, "batches": [STEPS, 7, STEPS - 7]}
+
+
+def test_a_checkpoint_holds_the_random_states_of_every_process(launched: dict[str, Any]) -> None:
+    saved = read_weights(launched["two"] / "dropout_resumed" / "stopped" / "checkpoints" / "step-7" / "state.pt")
+    first, second = saved["state"]["random"]
+    assert not torch.equal(first["cpu"], second["cpu"])
+    assert torch.equal(first["generator"], second["generator"])
 
 
 def test_a_sharded_student_loads_in_one_plain_process(launched: dict[str, Any]) -> None:
@@ -161,6 +168,8 @@ def test_two_processes_begin_and_one_goes_on(launched: dict[str, Any], case: str
     run = Run(method=Distil(), data=source(23), build=Blocks, adam=True)
     run.go(out=tmp_path, resume=True)
     assert len(run.data.ids) == STEPS - 7
+    (line,) = run.lines
+    assert line.startswith("resume: began on 2 process(es), goes on with 1: dropout")
     assert largest_difference(run.result()["weights"], result(launched, "two", case)["compare"]["weights"]) <= 1e-9
 
 

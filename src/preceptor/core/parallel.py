@@ -100,6 +100,14 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+def from_all(value: Any) -> list[Any]:
+    """Every process's value, in order of rank; all processes must call it."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def whole(tree: Any) -> Any:
     """Gather every sharded tensor of a nested container; all processes must call it."""
     return tree_map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, tree)

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from preceptor.core.journal import Journal
 from preceptor.core.loop import steps as loop_steps
 from preceptor.core.method import Method, NonFinite
-from preceptor.core.parallel import broadcast, load_whole, load_whole_optimizer, whole
+from preceptor.core.parallel import broadcast, from_all, load_whole, load_whole_optimizer, whole
 from preceptor.core.reduce import world_size
 from preceptor.core.signals import Interrupted, deferred_signals
 from preceptor.core.state import RandomState, State, load_checkpoint, save_checkpoint
@@ -87,7 +87,8 @@ def train(
             concerns it, and so do the best weights.
         skip_nonfinite: batches with a non-finite loss or gradient that may be dropped before the run stops.
         out: folder for ``metrics.jsonl``, ``timings.jsonl`` and ``checkpoints/``; None writes nothing.
-        resume: go on from the newest intact checkpoint in ``out``.
+        resume: go on from the newest intact checkpoint in ``out``; exact with as many processes as before. With another number the
+            data go on where they were, but dropout and other draws of a process are not those of an uninterrupted run: ``warn`` says so.
         identity: what the run is, plain JSON values; resuming with another is refused.
         checkpoint_every: updates between checkpoints; by default at validations and at the end.
         keep: checkpoints kept.
@@ -119,7 +120,7 @@ def train(
     for module in roles.values():
         module.to(accelerator.device)
     broadcast(roles)
-    keeper = _Keeper(method, roles, optimizers, schedulers, state, out, identity or {}, keep, accelerator.is_main_process)
+    keeper = _Keeper(method, roles, optimizers, schedulers, state, out, identity or {}, keep, accelerator.process_index)
     journal = Journal(out if accelerator.is_main_process else None, resume=resume, tracker=accelerator if trackers else None)
     if resume:
         journal.truncate(keeper.load(warn))
@@ -185,10 +186,10 @@ class _Keeper:
         out: Path | None,
         identity: Mapping[str, Any],
         keep: int,
-        main: bool,
+        rank: int,
     ) -> None:
         self.roles, self.optimizers, self.schedulers, self.state = roles, optimizers, schedulers, state
-        self.out, self.keep, self.main = out, keep, main
+        self.out, self.keep, self.rank = out, keep, rank
         trained = {role for phase in method.phases() for role in phase.trains}
         self.frozen = {} if out is None else {name: fingerprint(module) for name, module in roles.items() if name not in trained}
         # what starts frozen and is moved by a hook (an EMA) is told by its changed fingerprint; it has no identity to check
@@ -201,7 +202,7 @@ class _Keeper:
         if self.out is None:
             return
         payload = whole(self._payload())
-        if self.main:
+        if self.rank == 0:
             payload["position"] = position
             save_checkpoint(self.out / "checkpoints", payload, step=self.state.step, identity=self.identity, keep=self.keep)
 
@@ -218,7 +219,13 @@ class _Keeper:
             load_whole_optimizer(optimizer, saved["optimizers"][name])
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
-        self.state.load_state_dict(saved["state"])
+        randoms = saved["state"]["random"]
+        if len(randoms) != world_size():
+            warn(
+                f"resume: began on {len(randoms)} process(es), goes on with {world_size()}: dropout and other draws of each process are not"
+                " those of an uninterrupted run"
+            )
+        self.state.load_state_dict({**saved["state"], "random": randoms[self.rank % len(randoms)]})
         return saved["position"]
 
     def set_aside(self, error: NonFinite) -> str:
@@ -227,17 +234,18 @@ class _Keeper:
             return "nothing kept: train was given no out"
         folder = self.out / "nonfinite"
         payload = {**whole(self._payload()), "values": error.values, "batch": error.batch}
-        if self.main:
+        if self.rank == 0:
             save_checkpoint(folder, payload, step=error.step + 1, identity={})
         return f"batch and state kept in {folder / f'step-{error.step + 1}'}"
 
     def _payload(self) -> dict[str, Any]:
+        state = self.state.state_dict()
         kept = [name for name, module in self.roles.items() if self.frozen.get(name) is None or fingerprint(module) != self.frozen[name]]
         return {
             "roles": {name: self.roles[name].state_dict() for name in kept},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
-            "state": self.state.state_dict(),
+            "state": {**state, "random": from_all(state["random"])},
         }
 
 

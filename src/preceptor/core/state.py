@@ -58,7 +58,8 @@ class State:
         seed: seed of ``rng``.
         clip: largest global gradient norm; None for no clipping.
         rng: a generator on the CPU for the method's own draws, the same on every process.
-        memory: tensors and numbers that live between steps (banks, running means); checkpointed.
+        memory: tensors and numbers that live between steps (banks, running means); checkpointed. On several processes those of rank 0
+            are: a method keeps them equal everywhere.
         streams: further data by name; their positions are checkpointed.
         source: the data being trained on (curricula call its ``feedback``).
         log: numbers that the present step wants in its Record.
@@ -86,7 +87,10 @@ class State:
         self.rng.manual_seed(self.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, memory, random states (Python, NumPy, torch) and positions, in types that ``weights_only`` loading accepts."""
+        """Counters, memory, random states (Python, NumPy, torch) and positions, in types that ``weights_only`` loading accepts.
+
+        The entry ``random`` holds the states of this process alone.
+        """
         randoms = RandomState.capture(self.rng)
         name, keys, *rest = np.random.get_state(legacy=True)
         return {
@@ -97,8 +101,13 @@ class State:
             "best": self.best,
             "streams": {key: stream.state_dict() for key, stream in self.streams.items()},
             "source": self.source.state_dict() if self.source is not None else None,
-            "random": {"cpu": randoms.cpu, "cuda": randoms.cuda, "generator": randoms.generator, "python": random.getstate()},
-            "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+            "random": {
+                "cpu": randoms.cpu,
+                "cuda": randoms.cuda,
+                "generator": randoms.generator,
+                "python": random.getstate(),
+                "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+            },
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -112,7 +121,7 @@ class State:
         randoms = saved["random"]
         RandomState(randoms["cpu"], randoms["cuda"], randoms["generator"]).restore(self.rng)
         random.setstate(randoms["python"])
-        name, keys, *rest = saved["numpy"]
+        name, keys, *rest = randoms["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
 
 
