@@ -212,6 +212,7 @@ class Run:
         ema: float | None = None,
         valid: Callable[[Roles, State], Mapping[str, float]] | None = None,
         mode: Literal["max", "min"] = "max",
+        patience: int | None = None,
         out: Path | None = None,
         resume: bool = False,
         skip_nonfinite: int = 0,
@@ -229,6 +230,7 @@ class Run:
             evaluate_every=4 if valid else None,
             monitor="loss",
             mode=mode,
+            patience=patience,
             out=out,
             resume=resume,
             skip_nonfinite=skip_nonfinite,
@@ -309,6 +311,14 @@ def nonfinite(folder: Path) -> Result:
     run.data.spoil_at = 4
     run.go(skip_nonfinite=1, out=own_folder(folder / "nonfinite"))
     return run.result(), None
+
+
+def disagreeing(folder: Path) -> Result:
+    """Validation gets worse on rank 0 and better on the other: all stop when rank 0 would."""
+    run = Run(method=Distil(), data=source(23))
+    state = run.go(valid=lambda roles, state: {"loss": state.step * (1 - 2.0 * rank())}, mode="min", patience=2)
+    best = {"step": torch.tensor(state.best["step"]), "weights": state.best["weights"]}
+    return run.result(best=best), {"step": state.step, "value": state.best["value"], "stale": state.best["stale"]}
 
 
 def sharded(folder: Path) -> Result:
@@ -429,6 +439,7 @@ CASES = {
         relational_masked,
         outside,
         nonfinite,
+        disagreeing,
         sharded,
         sharded_nonfinite,
         sharded_relational,

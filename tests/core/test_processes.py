@@ -173,6 +173,10 @@ def test_two_processes_begin_and_one_goes_on(launched: dict[str, Any], case: str
     assert largest_difference(run.result()["weights"], result(launched, "two", case)["compare"]["weights"]) <= 1e-9
 
 
+def test_rank_0_decides_what_is_best_and_when_to_stop(launched: dict[str, Any]) -> None:
+    assert result(launched, "two", "disagreeing")["facts"] == [{"step": 12, "value": 4.0, "stale": 2}] * 2
+
+
 def test_what_gathering_refuses_and_how_batches_are_split(launched: dict[str, Any]) -> None:
     """Shares of 3 and 0 examples give three microbatches each; a second derivative through other processes is an error, not a number."""
     for facts in result(launched, "two", "joining")["facts"]:

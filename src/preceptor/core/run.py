@@ -78,7 +78,8 @@ def train(
         seed: seed of the method's own draws, ``state.rng``.
         accelerator: device and precision (``Accelerator(mixed_precision="bf16")``); a plain one by default.
         state: a State to go on with, instead of a new one.
-        valid: called as ``valid(roles, state)`` in eval mode, without gradient; returns metrics.
+        valid: called as ``valid(roles, state)`` in eval mode, without gradient, on every process; returns metrics. Those of rank 0
+            count: best weights and stopping are the same everywhere.
         evaluate_every: updates between validations; by default only at the end.
         monitor: metric that chooses the best weights, and by which ``patience`` counts.
         mode: whether ``monitor`` is to be large or small.
@@ -278,6 +279,7 @@ def _validate(
         for module, training in modes:
             module.training = training
         randoms.restore(state.rng)
+    metrics = from_all(dict(metrics))[0]  # were each to decide by its own, some would stop and leave the others waiting
     journal.event(state.step, "valid", metrics)
     if monitor not in metrics:
         raise ValueError(f"monitor: expected one of {sorted(metrics)}, got {monitor!r}")
@@ -285,7 +287,7 @@ def _validate(
     best = state.best.get("value", math.nan)
     if math.isnan(best) or (value > best if mode == "max" else value < best):
         weights = {name: value.detach().cpu().clone() for name, value in whole(roles[learner].state_dict()).items()}
-        state.best = {"step": state.step, "value": value, "metrics": dict(metrics), "weights": weights, "stale": 0}
+        state.best = {"step": state.step, "value": value, "metrics": metrics, "weights": weights, "stale": 0}
     else:
         state.best["stale"] += 1
 
