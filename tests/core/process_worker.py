@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, AdamW, Optimizer
 
+from preceptor.core import run as run_module
 from preceptor.core.method import Method, Phase
 from preceptor.core.parallel import shard, whole
 from preceptor.core.reduce import gathered, split, world_size
@@ -400,6 +401,26 @@ def _resumed(folder: Path, *, build: Callable[[int], nn.Module] = Blocks, sharde
     return one, {"said": said, "code": code, "equal": equal, "batches": [len(run.data.ids) for run in (straight, stopped, rest)]}
 
 
+def late_signal(folder: Path) -> Result:
+    """A signal reaches rank 0 alone while it writes the last checkpoint, after the last step was found to be undisturbed."""
+    run = Run(method=Distil(), data=source(23))
+    write = run_module.save_checkpoint
+
+    def struck(*arguments: Any, **options: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(*arguments, **options)
+
+    run_module.save_checkpoint = struck
+    try:
+        run.go(out=own_folder(folder / "late_signal"))
+        said = "nothing"
+    except Interrupted as error:
+        said = str(error).split(",")[0]
+    finally:
+        run_module.save_checkpoint = write
+    return run.result(), said
+
+
 def joining(folder: Path) -> Result:
     """Values and gradients of `gathered`, for even and one-sided shares, where one gradient tensor has two readers."""
     torch.manual_seed(0)
@@ -448,6 +469,7 @@ CASES = {
         resumed,
         sharded_resumed,
         dropout_resumed,
+        late_signal,
         joining,
     )
 }

@@ -138,6 +138,10 @@ def test_a_signal_to_one_process_stops_both_and_resuming_is_exact(launched: dict
         assert facts == {"said": "SIGTERM after step 7", "code": 143, "equal": True, "batches": [STEPS, 7, STEPS - 7]}
 
 
+def test_a_signal_after_the_last_step_of_one_process_is_raised_by_all(launched: dict[str, Any]) -> None:
+    assert result(launched, "two", "late_signal")["facts"] == ["SIGTERM after step 20"] * 2
+
+
 def test_a_checkpoint_holds_the_random_states_of_every_process(launched: dict[str, Any]) -> None:
     saved = read_weights(launched["two"] / "dropout_resumed" / "stopped" / "checkpoints" / "step-7" / "state.pt")
     first, second = saved["state"]["random"]

@@ -167,8 +167,9 @@ def train(
                 warn(f"{error}; batch dropped ({skip_nonfinite - state.dropped} more may be), {where}")
                 for buffer, value in buffers:
                     buffer.copy_(value)
-        if caught:  # after the last look at it
-            raise Interrupted(caught[0], state.step, out)
+        stopped = _any_process(caught, accelerator)  # one may have come after the last look
+        if stopped:
+            raise Interrupted(stopped, state.step, out)
     if state.best:
         load_whole(roles["student"], state.best["weights"])
     return state
