@@ -311,7 +311,7 @@ def nonfinite(folder: Path) -> Result:
     run = Run(method=Distil(), data=source(23, shuffle=False))
     run.data.spoil_at = 4
     run.go(skip_nonfinite=1, out=own_folder(folder / "nonfinite"))
-    return run.result(), None
+    return run.result(), run.lines
 
 
 def disagreeing(folder: Path) -> Result:

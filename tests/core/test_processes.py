@@ -132,6 +132,12 @@ def test_only_rank_0_writes(launched: dict[str, Any]) -> None:
         assert (launched["two"] / case / "nonfinite").exists() == ("nonfinite" in case)
 
 
+def test_only_rank_0_warns(launched: dict[str, Any]) -> None:
+    (line,), others = result(launched, "two", "nonfinite")["facts"]
+    assert line.startswith("loss: expected finite values at step 4, got hard=nan")
+    assert others == []
+
+
 @pytest.mark.parametrize("case", ["resumed", "sharded_resumed", "dropout_resumed"])
 def test_a_signal_to_one_process_stops_both_and_resuming_is_exact(launched: dict[str, Any], case: str) -> None:
     for facts in result(launched, "two", case)["facts"]:

@@ -94,7 +94,7 @@ def train(
         checkpoint_every: updates between checkpoints; by default at validations and at the end.
         keep: checkpoints kept.
         progress: called after every update, on rank 0.
-        warn: called with one line where something was skipped.
+        warn: called with one line where something was skipped, on rank 0.
         trackers: log to the trackers that ``accelerator.init_trackers`` started.
     Returns:
         The state. With ``valid`` the best weights are loaded into the student (and stand in ``state.best``).
@@ -105,6 +105,7 @@ def train(
         ValueError: see `preceptor.core.loop.steps`.
     """
     accelerator = accelerator or Accelerator()
+    warn = warn if accelerator.is_main_process else lambda line: None
     out = Path(out) if out is not None else None
     if ema is not None and "ema" not in roles:
         raise ValueError(f"roles: ema={ema} needs a role 'ema' (a copy of the student), got roles {sorted(roles)}")
