@@ -17,8 +17,8 @@ from preceptor.catalog import load
 from preceptor.core.method import Method, Stage
 from preceptor.data.examples import examples_from
 from preceptor.preflight import preflight
+from preceptor.task import Task
 from preceptor.training import Training
-from preceptor.trial import Task
 
 CLASSES = 4
 
@@ -62,7 +62,7 @@ def test_a_teacher_no_better_than_chance_is_refused(seed):
     labels = torch.randint(CLASSES, (200,), generator=torch.Generator().manual_seed(seed))
     whole = examples_from((torch.randn(200, 6, generator=torch.Generator().manual_seed(seed + 50)), labels), CLASSES)
     guessing = Task(train=whole.subset(range(100)), valid=whole.subset(range(100, 200)), teacher=Knows())
-    with pytest.raises(ValueError, match=r"^teacher: expected better than chance on validation data \(\d+\.\d%\), got \d+\.\d%; likely"):
+    with pytest.raises(ValueError, match=r"^teacher: expected clearly better than chance \(\d+\.\d%\) on 100 validation examples, got \d+"):
         check(guessing)
     assert check(guessing, check_teacher=False).steps == 30
 
@@ -72,6 +72,13 @@ def test_a_teacher_that_always_says_the_commonest_class_knows_nothing():
     whole = examples_from((torch.randn(200, 6), labels), CLASSES)
     with pytest.raises(ValueError, match="better than chance"):
         check(Task(train=whole.subset(range(100)), valid=whole.subset(range(100, 200)), teacher=Knows(blind=True)))
+
+
+def test_a_few_examples_are_enough_for_a_teacher_that_knows_them_all():
+    few = parts().subset(range(4))
+    assert check(Task(train=parts().subset(range(100, 200)), valid=few, teacher=Knows())).lines[0].startswith("teacher: 100.0% on 4")
+    with pytest.raises(ValueError, match="better than chance"):
+        check(Task(train=parts().subset(range(100, 200)), valid=few, teacher=Knows(blind=True)))
 
 
 def test_permuted_classes_are_named():
@@ -164,7 +171,8 @@ from preceptor.metrics.cost import peak_memory_mb, reset_peak_memory
 from preceptor.models.reference import build
 from preceptor.preflight import preflight
 from preceptor.training import Training
-from preceptor.trial import Task, run_trial
+from preceptor.task import Task
+from preceptor.trial import run_trial
 
 slug, training, models = json.loads(sys.argv[1])
 torch.set_num_threads(1)

@@ -20,9 +20,11 @@ from preceptor.core.run import train
 from preceptor.core.types import Record
 from preceptor.data.splits import shared_inputs
 from preceptor.metrics.cost import Inputs, device_of, parameters, to_device
+from preceptor.metrics.language import Said, score_tokens
 from preceptor.models.taps import forward
+from preceptor.task import Task
 from preceptor.training import Training
-from preceptor.trial import SetUp, Task, make_accelerator, set_up
+from preceptor.trial import SetUp, make_accelerator, set_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +68,15 @@ def preflight(
     steps = next(iter(costs.values())).steps
     seconds = {name: cost.seconds_per_step for name, cost in costs.items()}
     if task.teacher is not None:
-        accuracy = _score_teacher(task, check_teacher)
+        score, of = _score_teacher(task, check_teacher), f"{len(task.valid)} validation examples"
         ratio = parameters(task.teacher) / max(1, parameters(student))
         batch = task.train.batch(torch.arange(min(training.batch_size, len(task.train))))["x"]
         teacher_seconds = _forward_seconds(task.teacher, batch)
         lines.append(
-            f"teacher: {accuracy:.1%} on {len(task.valid)} validation examples, {parameters(task.teacher):,} parameters,"
-            f" {ratio:.1f} times the student's {parameters(student):,}"
+            f"teacher: {score} on {of}, {parameters(task.teacher):,} parameters, {ratio:.1f} times the student's {parameters(student):,}"
         )
         lines.append(f"teacher cost: {teacher_seconds * 1e3:.1f} ms per batch of {_length(batch)}")
-        notes.append(f"Teacher accuracy on the validation part: {accuracy:.1%}.")
+        notes.append(f"The teacher on the validation part: {score}.")
     total = sum(seconds.values()) * steps * trials
     each = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     lines.append(f"time: {steps:,} updates per trial ({each} per update), {len(methods) * trials} trial(s), about {_duration(total)}")
@@ -84,14 +85,17 @@ def preflight(
     return Preflight(lines=tuple(lines), notes=tuple(notes), seconds_per_step=seconds, steps=steps, memory_mb=memory)
 
 
-def _score_teacher(task: Task, check: bool) -> float:
-    """Accuracy on the validation part; refuses a teacher that knows nothing or names the classes differently."""
-    logits, labels = task.teacher_logits(task.valid), task.valid.labels
-    assert logits is not None
+def _score_teacher(task: Task, check: bool) -> str:
+    """How good it is on the validation part, in words; refuses a teacher that knows nothing or names the classes differently."""
+    says = task.teacher_on(task.valid)
+    if isinstance(says, Said):
+        return _score_language_teacher(says, check)
+    assert says is not None
+    logits, labels = says.logits, says.labels
     predicted = logits.argmax(-1)
     accuracy = float((predicted == labels).double().mean())
     if not check:
-        return accuracy
+        return f"{accuracy:.1%}"
     counts = torch.bincount(labels, minlength=task.valid.num_classes).double()
     chance = float(counts.max() / counts.sum())
     confusion = torch.zeros(logits.shape[1], task.valid.num_classes, dtype=torch.float64)
@@ -105,12 +109,26 @@ def _score_teacher(task: Task, check: bool) -> float:
             f"teacher: expected the classes of the data, got them permuted: {accuracy:.1%} as they stand, {best:.1%} after renaming"
             f" {', '.join(moved[:5])}{', ...' if len(moved) > 5 else ''}; reorder the labels or the teacher's head"
         )
-    if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)):
+    noise = 3 * math.sqrt(chance * (1 - chance) / len(labels))
+    if accuracy <= chance + min(noise, (1 - chance) / 2):  # of a few examples not even all would be beyond the noise
         raise ValueError(
-            f"teacher: expected better than chance on validation data ({chance:.1%}), got {accuracy:.1%}; likely untrained, or fed inputs"
-            " normalised differently from its training (check_teacher=False goes on regardless)"
+            f"teacher: expected clearly better than chance ({chance:.1%}) on {len(labels)} validation examples, got {accuracy:.1%}; likely"
+            " untrained, or fed inputs normalised differently from its training (check_teacher=False goes on regardless)"
         )
-    return accuracy
+    return f"{accuracy:.1%}"
+
+
+def _score_language_teacher(says: Said, check: bool) -> str:
+    """Perplexity on the validation part; refuses a teacher that does no better than knowing how frequent each token is."""
+    perplexity = score_tokens(says)[0]["perplexity"]
+    counts = says.targets.bincount().double()
+    chance = float(torch.distributions.Categorical(counts).entropy().exp())
+    if check and perplexity >= chance:
+        raise ValueError(
+            f"teacher: expected a perplexity below {chance:.1f} on validation data, that of the frequencies of its tokens, got {perplexity:.1f};"
+            " likely untrained, or another tokenizer's texts (check_teacher=False goes on regardless)"
+        )
+    return f"perplexity {perplexity:.1f}"
 
 
 class _Cost(NamedTuple):
