@@ -54,7 +54,7 @@ def check(given, method="classic-kd", student=None, **options):
 def test_a_good_teacher_passes_with_its_accuracy():
     found = check(task(Knows()))
     assert found.lines[0].startswith("teacher: 100.0% on 100 validation examples, 1 parameters")
-    assert "Teacher accuracy on the validation part: 100.0%." in found.notes
+    assert "The teacher on the validation part: 100.0%." in found.notes
 
 
 @pytest.mark.parametrize("seed", range(5))

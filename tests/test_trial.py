@@ -6,8 +6,9 @@ import torch
 from preceptor.catalog import load, read, slugs
 from preceptor.data.examples import examples_from
 from preceptor.models.reference import build
+from preceptor.task import Task
 from preceptor.training import Training
-from preceptor.trial import Task, run_trial
+from preceptor.trial import run_trial
 
 
 class BrokenOffError(Exception):

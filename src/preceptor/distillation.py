@@ -21,8 +21,9 @@ from preceptor.data.splits import fingerprint as data_fingerprint
 from preceptor.preflight import Preflight, preflight
 from preceptor.report.page import write_report
 from preceptor.result import build_result, write_result
+from preceptor.task import Task
 from preceptor.training import Training
-from preceptor.trial import Progress, Task, run_trial
+from preceptor.trial import Progress, run_trial
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,8 +125,8 @@ def _score_language_teacher(says: Said, check: bool) -> str:
     chance = float(torch.distributions.Categorical(counts).entropy().exp())
     if check and perplexity >= chance:
         raise ValueError(
-            f"teacher: expected a perplexity below {chance:.1f} on validation data, that of the frequencies of its tokens, got {perplexity:.1f};"
-            " likely untrained, or another tokenizer's texts (check_teacher=False goes on regardless)"
+            f"teacher: expected a perplexity below {chance:.1f} on validation data, that of the frequencies of its tokens, got"
+            f" {perplexity:.1f}; likely untrained, or another tokenizer's texts (check_teacher=False goes on regardless)"
         )
     return f"perplexity {perplexity:.1f}"
 

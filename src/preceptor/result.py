@@ -11,18 +11,24 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from preceptor.core.method import evaluating
 from preceptor.core.optional import require
 from preceptor.data.examples import Examples
-from preceptor.metrics.calibration import reliability_curve
-from preceptor.metrics.cost import cost
+from preceptor.data.text import Texts
+from preceptor.metrics.calibration import Reliability, reliability_curve
+from preceptor.metrics.cost import cost, device_of
 from preceptor.metrics.evaluate import Predictions
 from preceptor.studies.statistics import summary
-from preceptor.trial import Task, Trial
+from preceptor.task import Says, Task
+from preceptor.trial import Trial
+
+PROMPT = 32
+"""Tokens that a text is begun with and gone on with in a report."""
 
 
 def build_result(
@@ -58,6 +64,7 @@ def build_result(
     Returns:
         Plain JSON values.
     """
+    metric, sign = ("perplexity", -1) if task.language else ("accuracy", 1)
     example = task.train.batch(torch.zeros(1, dtype=torch.int64))["x"]
     rows, reliability = [], []
     if task.teacher is not None:
@@ -90,21 +97,21 @@ def build_result(
             }
         )
         reliability.append(_reliability(name, [trial.says for trial in trials]))
-    shown = max(
-        (trials[0] for name, trials in arms.items() if name not in baselines or len(arms) == 1), key=lambda t: t.metrics["accuracy"]
-    )
+    candidates = (trials[0] for name, trials in arms.items() if name not in baselines or len(arms) == 1)
+    shown = max(candidates, key=lambda trial: sign * trial.metrics[metric])
     return {
         "kind": kind,
         "title": title,
-        "task": "classification",
+        "task": "language" if task.language else "classification",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "headline_metric": "accuracy",
+        "headline_metric": metric,
         "rows": rows,
         "paired": list(paired),
         "curves": [trial.curve for trials in arms.values() for trial in trials],
         "sweep": sweep,
         "reliability": reliability,
-        "disagreements": _disagreements(task, shown.says, class_names),
+        "disagreements": _disagreements(task, shown.says, class_names) if isinstance(shown.says, Predictions) else [],
+        "generations": _generations(task, arms),
         "recipe": recipe,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("preceptor", "torch", "accelerate", "numpy")},
         "commit": _commit(),
@@ -132,9 +139,14 @@ def _single(metrics: Mapping[str, float]) -> dict[str, dict[str, float | None]]:
     return {key: {"mean": value, "low": None, "high": None} for key, value in metrics.items()}
 
 
-def _reliability(name: str, says: Sequence[Predictions]) -> dict[str, Any]:
-    """The reliability of all seeds of an arm together."""
-    curve = reliability_curve(torch.cat([s.logits for s in says]), torch.cat([s.labels for s in says]))
+def _reliability(name: str, says: Sequence[Says]) -> dict[str, Any]:
+    """The reliability of all seeds of an arm together; of a language model, of its first."""
+    first = says[0]
+    if isinstance(first, Reliability):
+        curve = first
+    else:
+        predictions = [s for s in says if isinstance(s, Predictions)]
+        curve = reliability_curve(torch.cat([s.logits for s in predictions]), torch.cat([s.labels for s in predictions]))
     return {"name": name, "confidence": curve.confidence.tolist(), "accuracy": curve.accuracy.tolist(), "count": curve.count.tolist()}
 
 
@@ -166,6 +178,31 @@ def _disagreements(task: Task, says: Predictions, class_names: Sequence[str], mo
             }
         )
     return shown
+
+
+def _generations(task: Task, arms: Mapping[str, Sequence[Trial]], prompts: int = 3) -> list[dict[str, Any]]:
+    """How teacher and students go on with the beginnings of texts, the most probable token each time."""
+    part = task.measured
+    if not isinstance(part, Texts) or part.tokenizer is None:
+        return []
+    models = ({} if task.teacher is None else {"teacher": task.teacher}) | {name: trials[0].student for name, trials in arms.items()}
+    if not all(hasattr(model, "generate") for model in models.values()):
+        return []
+    shown = []
+    for index in torch.linspace(0, len(part) - 1, min(prompts, len(part))).long().tolist():
+        prompt = part.batch(torch.tensor([index]))["x"]["input_ids"][:, :PROMPT]
+        said = {name: _continue(model, prompt, part.tokenizer) for name, model in models.items()}
+        shown.append({"prompt": part.tokenizer.decode(prompt[0].tolist()), "said": said})
+    return shown
+
+
+def _continue(model: nn.Module, prompt: Tensor, tokenizer: Any) -> str:
+    prompt = prompt.to(device_of(model))
+    with torch.no_grad(), evaluating(model):
+        ids = cast(Any, model).generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=PROMPT, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+    return tokenizer.decode(ids[0, prompt.shape[1] :].tolist(), skip_special_tokens=True)
 
 
 def _png(part: Examples, index: int) -> str | None:

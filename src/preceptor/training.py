@@ -23,6 +23,7 @@ HIGHER_IS_BETTER = {
     "agreement": True,
     "rank_correlation": True,
     "nll": False,
+    "perplexity": False,
     "brier": False,
     "ece": False,
     "classwise_ece": False,

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,58 +21,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from preceptor.core.method import Method
+from preceptor.core.parallel import whole
 from preceptor.core.run import train
 from preceptor.core.state import State, compare_identity
 from preceptor.core.types import Record, Roles
-from preceptor.data.examples import Examples
-from preceptor.data.sources import Augment, Source
-from preceptor.metrics.cost import device_of, peak_memory_mb, reset_peak_memory, to_device
-from preceptor.metrics.evaluate import Predictions, predict, score
-from preceptor.models.adapters import count_classes
+from preceptor.data.sources import Source
+from preceptor.metrics.cost import peak_memory_mb, reset_peak_memory
 from preceptor.models.folder import load_student, save_student
+from preceptor.task import Says, Task, check_roles
 from preceptor.training import Training
 
 Progress = Callable[[Record, int], None]
 """Called after every update with the record and the total number of updates."""
-
-
-@dataclass(kw_only=True)
-class Task:
-    """What all trials of a study share.
-
-    Args:
-        train, valid, test: disjoint parts; without a test part the validation part is measured in its stead.
-        teacher: None for training without one.
-        augment: applied to training batches.
-        roles: further networks that a method asks for.
-        teacher_says: what the teacher said about a part, by its name; filled when first asked.
-    """
-
-    train: Examples
-    valid: Examples
-    test: Examples | None = None
-    teacher: nn.Module | None = None
-    augment: Augment | None = None
-    roles: Mapping[str, nn.Module] = field(default_factory=dict)
-    teacher_says: dict[str, Predictions] = field(default_factory=dict)
-
-    @property
-    def measured(self) -> Examples:
-        """The part that the final numbers come from."""
-        return self.valid if self.test is None else self.test
-
-    def teacher_logits(self, part: Examples) -> Tensor | None:
-        """What the teacher says about a part, (N, C); asked once."""
-        if self.teacher is None:
-            return None
-        if part.name not in self.teacher_says:
-            self.teacher_says[part.name] = predict(self.teacher, scan(part))
-        return self.teacher_says[part.name].logits
-
-    def measure(self, model: nn.Module, part: Examples) -> tuple[dict[str, float], Predictions]:
-        """Every metric of a model on a part."""
-        says = predict(model, scan(part))
-        return score(says.logits, says.labels, self.teacher_logits(part)), says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +43,11 @@ class Trial:
     seed: int
     student: nn.Module
     metrics: dict[str, float]
-    says: Predictions
+    says: Says
     steps: int
     train_seconds: float
     peak_memory_mb: float
     curve: dict[str, Any]
-
-
-def scan(part: Examples, batch_size: int = 512) -> Any:
-    """One pass over a part in its order."""
-    return (part.batch(indices) for indices in torch.arange(len(part)).split(batch_size))
 
 
 def run_trial(
@@ -178,8 +133,9 @@ def run_trial(
         peak_memory_mb=peak_memory_mb(accelerator.device),
         curve=curve,
     )
+    weights = whole(student.state_dict()) if out is not None else {}  # on every process, or the gathering waits for ever
     if out is not None and accelerator.is_main_process:
-        save_student(student, out / "student", {"method": name, "metrics": metrics})
+        save_student(student, out / "student", {"method": name, "metrics": metrics}, state_dict=weights)
         kept = {key: vars(trial)[key] for key in ("name", "seed", "metrics", "steps", "train_seconds", "peak_memory_mb", "curve")}
         aside = out / ".trial.json.partial"
         aside.write_text(json.dumps({**kept, "identity": {**identity, "method": repr(method)}}, indent=1))
@@ -220,7 +176,7 @@ def set_up(task: Task, method: Method, roles: Mapping[str, nn.Module], training:
         num_workers=training.num_workers,
     )
     placed = {name: module.to(accelerator.device) for name, module in roles.items()}
-    check_classes(task, placed)
+    check_roles(task, placed)
     example = next(source.scan())
     example = {key: value.to(accelerator.device) if isinstance(value, Tensor) else value for key, value in example.items()}
     made = method.extra_roles(placed, example)
@@ -287,23 +243,6 @@ def _train_stage(
         trackers=trackers,
     )
     return state.step
-
-
-def check_classes(task: Task, roles: Roles) -> None:
-    """Refuse networks whose class counts differ from each other or are too few for the labels.
-
-    Raises:
-        ValueError: names the role, expected and got.
-    """
-    example = task.train.batch(torch.zeros(1, dtype=torch.int64))["x"]
-    counts = {
-        name: count_classes(roles[name], to_device(example, device_of(roles[name]))) for name in ("teacher", "student") if name in roles
-    }
-    student = counts.get("student", task.train.num_classes)
-    if counts.get("teacher", student) != student:
-        raise ValueError(f"teacher: expected {student} classes like the student, got {counts['teacher']}")
-    if student < task.train.num_classes:
-        raise ValueError(f"student: expected at least the {task.train.num_classes} classes of the labels, got {student}")
 
 
 def _read_back(task: Task, name: str, student: nn.Module, out: Path, identity: Mapping[str, Any]) -> Trial:

@@ -24,8 +24,8 @@ Batch = dict[str, Any]
 ``mask``      1 for items that count, 0 for the others, shaped like the terms; absent means that all count
 ``mask/TERM`` the same for one term only
 
-Language: ``x`` is a mapping of keywords, ``input_ids`` (N, T) and what else the model takes; ``y`` (N, T) is the token that each position is
-to predict and ``mask`` (N, T) is 1 where it counts. Data sources shift, methods do not: the logits at t belong to ``y`` at t.
+Language: ``x`` is a mapping of keywords, ``input_ids`` (N, T) and what else the model takes; ``y`` (N, T) is the token that each position
+is to predict and ``mask`` (N, T) is 1 where it counts. Data sources shift, methods do not: the logits at t belong to ``y`` at t.
 """
 
 Signal = Mapping[str, Any]

@@ -128,9 +128,20 @@ def reliability_curve(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Reli
     Raises:
         ValueError: bins < 1; see `preceptor.metrics.checks.checked_pair` for the rest.
     """
-    logits, labels = checked_pair(logits, labels)
+    return reliability(*_confidence(*checked_pair(logits, labels)), bins=bins)
+
+
+def reliability(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> Reliability:
+    """`reliability_curve` from what is left of predictions when their logits are gone.
+
+    Args:
+        confidence: probability of the predicted class, shape (N,), float64.
+        correct: 1 where it is the label, shape (N,), float64.
+        bins: >= 1.
+    Raises:
+        ValueError: bins < 1.
+    """
     check_count("bins", bins)
-    confidence, correct = _confidence(logits, labels)
     index = _equal_width(confidence, bins)
     count = index.bincount(minlength=bins)
     held = count > 0

@@ -32,7 +32,7 @@ def head(model: nn.Module) -> Head:
         TypeError: the model has no linear output layer.
         ValueError: its family multiplies the logits by a factor that `Head` does not know.
     """
-    inner = _inner(model)
+    inner = unwrapped(model)
     layer = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"model: expected a causal language model of transformers with a linear output layer, got {type(inner).__name__}")
@@ -49,8 +49,9 @@ def hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         model: of transformers, also inside a peft model.
         inputs: ``input_ids`` (N, T) and further keywords of the model (``attention_mask``, ``position_ids``).
     """
-    return _inner(model).base_model(**{**inputs, "use_cache": False}).last_hidden_state
+    return unwrapped(model).base_model(**{**inputs, "use_cache": False}).last_hidden_state
 
 
-def _inner(model: nn.Module) -> PreTrainedModel:
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers itself where peft holds one, its adapters still inside; else the model."""
     return cast("PreTrainedModel", cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model)

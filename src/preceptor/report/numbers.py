@@ -95,6 +95,7 @@ MORE = (
     Measure(key="brier", label="Brier score", number=thousandths, sign=-1),
     Measure(key="classwise_ece", label="Classwise ECE", number=hundredths, unit=" %", sign=-1),
     Measure(key="adaptive_ece", label="Adaptive ECE", number=hundredths, unit=" %", sign=-1),
+    Measure(key="perplexity", label="Perplexity", number=significant, sign=-1),
     Measure(key="kl_to_teacher", label="KL to teacher (nats)", number=thousandths, sign=-1),
     Measure(key="rank_correlation", label="Rank correlation of logits", number=thousandths, sign=1),
     Measure(key="teacher_seconds", label="Teacher time", number=duration),

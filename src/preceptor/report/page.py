@@ -138,6 +138,7 @@ def _sections(result: Result) -> Iterable[tuple[str, str]]:
     yield "What it costs", _charts(result, front_charts(result))
     yield "Can its confidence be trusted?", _reliability(result)
     yield "Where student and teacher disagree", _gallery(result)
+    yield "How they write", _generations(result)
     recipe, notes = result.get("recipe"), "".join(f"<li>{_escape(note)}</li>" for note in result.get("notes") or [])
     yield (
         "Recipe",
@@ -261,6 +262,16 @@ def _said(example: Mapping[str, Any], who: str) -> str:
     tone, sign = ("right", "✓") if answer == str(example.get("label")) else ("wrong", "✗")
     sure = f" ({100 * confidence:.0f} %)" if finite(confidence) else ""
     return f' <small>{who} says</small> <span class="{tone}">{sign} {_escape(answer)}{sure}</span>'
+
+
+def _generations(result: Result) -> str:
+    """Beginnings of texts, and how each model goes on."""
+    body = []
+    for example in result.get("generations") or []:
+        said = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(text)}</dd>" for name, text in (example.get("said") or {}).items())
+        body.append(f"<blockquote>{_escape(example.get('prompt') or '')} …</blockquote><dl>{said}</dl>")
+    note = "Each goes on with its most probable token, on beginnings of texts that no model was trained on here."
+    return f"{''.join(body)}<p class=note>{note}</p>" if body else ""
 
 
 def _provenance(result: Result) -> str:

@@ -28,8 +28,9 @@ from preceptor.report.page import summary_table, write_report
 from preceptor.result import build_result, write_result
 from preceptor.studies.statistics import paired, summary
 from preceptor.studies.workers import Tell, check_workers, side_by_side
+from preceptor.task import Task
 from preceptor.training import HIGHER_IS_BETTER, Training
-from preceptor.trial import Task, Trial, run_trial
+from preceptor.trial import Trial, run_trial
 
 StudyProgress = Callable[[str, Record | None, int, int, int], None]
 """Called as ``(trial, record, updates of the trial, trials done, trials in all)``; the record is None when a trial ends."""
@@ -179,7 +180,8 @@ def compare(
     )
     page = None
     if folder is not None:
-        best = max((arm[0] for arm in arms.values()), key=lambda trial: max(v["accuracy"] for v in trial.curve["valid"]))
+        sign = 1 if training.mode == "max" else -1
+        best = max((arm[0] for arm in arms.values()), key=lambda trial: max(sign * v[training.monitor] for v in trial.curve["valid"]))
         save_student(best.student, folder / "student", {"method": best.name, "seed": best.seed, **best.metrics})
         write_result(result, folder)
         page = write_report(result, folder)
@@ -238,7 +240,7 @@ def _run(
 
     if workers > 1:
         for part in (plan[0].task.valid, plan[0].task.measured):
-            plan[0].task.teacher_logits(part)  # kept by the task: asked once, before the processes part
+            plan[0].task.teacher_on(part)  # kept by the task: asked once, before the processes part
         side_by_side(lambda number, tell: run(number, tell, resume), len(plan), workers=workers, out=out, progress=report)
         return {(place.arm, place.seed, place.part): run(number, lambda *_: None, True) for number, place in enumerate(plan)}
     trials: dict[tuple[str, int, str], Trial] = {}
