@@ -35,7 +35,10 @@ from preceptor.core.types import Batch, Record, Roles, Signal, Terms
 from preceptor.data.examples import examples_from
 from preceptor.data.sources import Source
 from preceptor.losses.divergence import forward_kl
+from preceptor.methods.ce import CrossEntropy
 from preceptor.methods.rkd import RKD
+from preceptor.training import Training
+from preceptor.trial import Task, run_trial
 
 CLASSES, FEATURES, STEPS = 5, 12, 20
 
@@ -364,6 +367,29 @@ def sharded_single_precision(folder: Path) -> Result:
     return run.result(), None
 
 
+def sharded_trial(folder: Path) -> Result:
+    """A trial that writes its student; asked for again it is read back into another sharded student."""
+    batch = next(iter(source(23).scan()))
+    data = examples_from((batch["x"], batch["y"]), num_classes=CLASSES)
+    task = Task(train=data.subset(torch.arange(3)), valid=data.subset(torch.arange(3, len(data))))
+    training = Training(steps=4, batch_size=2, optimizer="SGD", learning_rate=0.1, precision="no")
+    first, again = (
+        run_trial(
+            task,
+            name="ce",
+            method=CrossEntropy(),
+            student=shard(make(Blocks, 6, seed)),
+            training=training,
+            out=folder / "sharded_trial",
+            resume=True,
+        )
+        for seed in (1, 2)
+    )
+    weights, other = whole(first.student.state_dict()), whole(again.student.state_dict())
+    equal = all(torch.equal(value, other[name]) for name, value in weights.items())
+    return {"weights": weights}, {"equal": equal, "same metrics": first.metrics == again.metrics}
+
+
 def resumed(folder: Path) -> Result:
     return _resumed(folder / "resumed")
 
@@ -466,6 +492,7 @@ CASES = {
         sharded_relational,
         sharded_phases,
         sharded_single_precision,
+        sharded_trial,
         resumed,
         sharded_resumed,
         dropout_resumed,

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves_with_path
 from preceptor.core.parallel import check_world, shard
 from preceptor.core.run import train
 from preceptor.core.state import read_weights
+from preceptor.models.folder import load_student
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER_SETS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND")
@@ -185,6 +186,15 @@ def test_two_processes_begin_and_one_goes_on(launched: dict[str, Any], case: str
 
 def test_rank_0_decides_what_is_best_and_when_to_stop(launched: dict[str, Any]) -> None:
     assert result(launched, "two", "disagreeing")["facts"] == [{"step": 12, "value": 4.0, "stale": 2}] * 2
+
+
+def test_a_sharded_student_of_a_trial_is_saved_whole_and_read_back(launched: dict[str, Any]) -> None:
+    found = result(launched, "two", "sharded_trial")
+    assert found["facts"] == [{"equal": True, "same metrics": True}] * 2
+    folder = launched["two"] / "sharded_trial" / "student"
+    student = load_student(folder, model=Blocks(6).double())
+    assert all(torch.equal(value, found["compare"]["weights"][name]) for name, value in student.state_dict().items())
+    assert "load_student('student', model=Blocks(...))" in (folder / "README.md").read_text()
 
 
 def test_what_gathering_refuses_and_how_batches_are_split(launched: dict[str, Any]) -> None:

@@ -94,8 +94,11 @@ def test_gathered_weights_replace_the_models_own(tmp_path: Path) -> None:
 
 def test_a_compiled_student_is_saved_as_what_it_is(tmp_path: Path) -> None:
     model = MLP(inputs=192, hidden=(3,))
-    save_student(torch.compile(model, backend="eager"), tmp_path, {})  # pyright: ignore[reportArgumentType]
+    compiled = torch.compile(model, backend="eager")
+    save_student(compiled, tmp_path, {})  # pyright: ignore[reportArgumentType]
     assert torch.equal(load_student(tmp_path)(X), model(X))
+    save_student(compiled, tmp_path / "given", {}, state_dict=compiled.state_dict())  # pyright: ignore
+    assert torch.equal(load_student(tmp_path / "given")(X), model(X))
 
 
 def test_transformers_models_by_their_own_format(tmp_path: Path) -> None:

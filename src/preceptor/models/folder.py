@@ -12,8 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from preceptor.core.optional import require
+from preceptor.core.parallel import load_whole
 from preceptor.models.reference import Reference, build
 
 if TYPE_CHECKING:
@@ -34,23 +36,26 @@ def save_student(
     Args:
         folder: made when missing; files of these names are overwritten.
         card: rows of the card's table, label to value ("method": "classic-kd", "accuracy": "90.1 %").
-        state_dict: the full weights, where the model itself holds only a shard of them.
+        state_dict: the full weights, where the model itself holds only a shard of them (`preceptor.core.parallel.whole` gathers them).
     """
+    given = model.state_dict() if state_dict is None else state_dict
+    weights = {name.removeprefix("_orig_mod."): value for name, value in given.items()}
     model = model.get_submodule("_orig_mod") if "_orig_mod" in model._modules else model
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(model.state_dict() if state_dict is None else state_dict)
+    kind = type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)  # sharding derives a class of its own
     if is_transformers(model):
         model.save_pretrained(folder, state_dict=None if state_dict is None else weights)
         own = True
     else:
         own = isinstance(model, Reference)
         weights, tied = _separate(weights)
-        config = {"preceptor": model.config if own else {"class": f"{type(model).__module__}:{type(model).__qualname__}"}, "tied": tied}
+        config = {"preceptor": model.config if own else {"class": f"{kind.__module__}:{kind.__qualname__}"}, "tied": tied}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    load = f"load_student({folder.name!r})" if own else f"load_student({folder.name!r}, model={type(model).__name__}(...))"
-    (folder / "README.md").write_text(_card(model, card, load, "transformers" if is_transformers(model) else "preceptor"))
+    load = f"load_student({folder.name!r})" if own else f"load_student({folder.name!r}, model={kind.__name__}(...))"
+    rows = {"architecture": kind.__name__, "parameters": f"{sum(p.numel() for p in model.parameters()):,}", **card}
+    (folder / "README.md").write_text(_card(rows, load, "transformers" if is_transformers(model) else "preceptor"))
 
 
 def load_student(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
@@ -114,7 +119,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Load weights into a model, all of them and nothing else, and return the model.
+    """Load weights into a model, which may be sharded, all of them and nothing else, and return the model.
 
     Raises:
         ValueError: a name is missing, superfluous or of another shape.
@@ -129,7 +134,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Mod
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"weights: expected those of {type(model).__name__}, got in {source!r}: {', '.join(wrong[:3])}{more}")
-    model.load_state_dict(weights)
+    load_whole(model, dict(weights))
     return model
 
 
@@ -166,10 +171,8 @@ def _separate(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return kept, tied
 
 
-def _card(model: nn.Module, rows: Mapping[str, object], load: str, library: str) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    table = {"architecture": type(model).__name__, "parameters": f"{parameters:,}", **rows}
-    lines = "\n".join(f"| {label} | {str(value).replace('|', chr(92) + '|')} |" for label, value in table.items())
+def _card(rows: Mapping[str, object], load: str, library: str) -> str:
+    lines = "\n".join(f"| {label} | {str(value).replace('|', chr(92) + '|')} |" for label, value in rows.items())
     return f"""---
 library_name: {library}
 tags:
