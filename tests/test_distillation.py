@@ -161,7 +161,7 @@ whole = examples_from((x, y))
         ({"valid": points(30, 3), "test": points(30, 3)}, r"^test: expected examples other than those of train or valid, got 30 "),
         (
             {"train": whole.subset(range(60)), "test": whole.subset(range(59, 80))},
-            r"^test: expected no example of (train|valid), got 1 shared",
+            "^test: expected no example of (train|valid), got 1 ",
         ),
         (
             {"method": ClassicKD(), "options": {"temperature": 2.0}},
