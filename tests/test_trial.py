@@ -46,3 +46,13 @@ def test_a_trial_broken_off_and_resumed_is_the_straight_one_whatever_the_global_
         run(slug, tmp_path / "b", stop_at=stop_at, global_seed=1)
     resumed = run(slug, tmp_path / "b", resume=True, global_seed=2)
     assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+
+
+def test_a_validation_that_is_not_finite_is_a_number_in_the_curve(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    data = examples_from((torch.randn(20, 1, 6, 6), torch.randint(4, (20,))), 4)
+    task = Task(train=data.subset(torch.arange(10)), valid=data.subset(torch.arange(10, 20)))
+    monkeypatch.setattr(Task, "measure", lambda *_: ({"accuracy": 0.5, "nll": torch.inf}, None))
+    student = build({"reference": "mlp", "inputs": 36, "hidden": [4], "classes": 4})
+    trial = run_trial(task, name="ce", method=load("ce")(), student=student, training=Training(steps=1, batch_size=8), out=tmp_path)
+    assert trial.curve["valid"] == [{"step": 1, "accuracy": 0.5, "nll": torch.inf}]

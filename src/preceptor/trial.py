@@ -261,8 +261,10 @@ def _read_back(task: Task, name: str, student: nn.Module, out: Path, identity: M
 def _whole_course(out: Path) -> tuple[list[tuple[int, float]], list[dict[str, float]], float]:
     """Losses, validations and seconds of a run from its files, parts before an interruption included."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    records = [(line["step"], line["losses"].get("total", float("nan"))) for line in lines if "losses" in line]
-    validations = [{"step": line["step"], **line["valid"]} for line in lines if "valid" in line]
+    records = [(line["step"], float(line["losses"].get("total", "nan"))) for line in lines if "losses" in line]
+    validations = [
+        {"step": line["step"], **{name: float(value) for name, value in line["valid"].items()}} for line in lines if "valid" in line
+    ]
     timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
     return records, validations, sum(line["seconds"] for line in timings)
 

@@ -100,8 +100,12 @@ def sgd(*modules, rate=0.1):
 
 
 def lines_of(out):
-    """What metrics.jsonl says."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """What metrics.jsonl says, read as strict JSON: NaN is refused."""
+
+    def refuse(name):
+        raise ValueError(f"not JSON: {name}")
+
+    return [json.loads(line, parse_constant=refuse) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def checkpoints(out):

@@ -69,7 +69,7 @@ def test_bad_batches_are_dropped_up_to_a_number(tmp_path):
     assert "(0 more may be)" in lines[1]
     written = lines_of(tmp_path)
     assert [line["step"] for line in written] == [1, 1, 2, 2]
-    assert ["nonfinite" in line for line in written] == [False, True, False, True]
+    assert [line.get("nonfinite") for line in written] == [None, {"hard": "nan"}, None, {"hard": "nan"}]
 
 
 def test_a_dropped_batch_leaves_no_trace_in_the_networks():
@@ -169,7 +169,7 @@ def strike(record, step=2):
 
 def test_without_out_the_signal_says_that_nothing_is_saved():
     student = net(0)
-    with pytest.raises(Interrupted, match=r"^SIGTERM after step 2, not saved: train was given no out$"):
+    with pytest.raises(Interrupted, match=r"^SIGTERM after step 2, not saved: there is no out$"):
         train(CrossEntropy(), {"student": student}, batches(2), sgd(student), steps=5, progress=strike)
 
 

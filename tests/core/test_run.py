@@ -125,6 +125,13 @@ def test_early_stopping_and_resuming_after_it(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_numbers_that_are_not_finite_are_strict_json(tmp_path):
+    student = net(0)
+    metrics = {"accuracy": 0.5, "a": torch.nan, "b": torch.inf, "c": -torch.inf}
+    train(CrossEntropy(), {"student": student}, batches(1), sgd(student), steps=1, valid=lambda *_: metrics, out=tmp_path)
+    assert lines_of(tmp_path)[-1] == {"step": 1, "valid": {"accuracy": 0.5, "a": "nan", "b": "inf", "c": "-inf"}}
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     student, other = net(0), net(3)
     train(CrossEntropy(), {"student": student}, batches(3), sgd(student), steps=4, out=tmp_path)

@@ -1,8 +1,12 @@
-"""What a run writes while it trains: one line per update and per validation."""
+"""What a run writes while it trains: one line per update and per validation.
+
+Lines are strict JSON, which has no NaN: a number that is not finite is written as "nan", "inf" or "-inf", which ``float`` reads back.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import time
@@ -10,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -72,7 +77,7 @@ class Journal:
         if self.metrics is not None and self.timings is not None:
             now, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             with self._writing():
-                self.metrics.write(json.dumps({key: value for key, value in asdict(record).items() if value not in (None, {})}) + "\n")
+                self.metrics.write(_line({key: value for key, value in asdict(record).items() if value not in (None, {})}))
                 self.timings.write(f'{{"step": {record.step}, "seconds": {now - self.clock:.6f}, "peak_memory_mb": {peak:.1f}}}\n')
             self.clock = now
         if self.tracker is not None:
@@ -82,7 +87,7 @@ class Journal:
         """Write one line ``{"step", KIND: values}``: a validation ("valid"), a dropped batch ("nonfinite")."""
         if self.metrics is not None:
             with self._writing():
-                self.metrics.write(json.dumps({"step": step, kind: dict(values)}) + "\n")
+                self.metrics.write(_line({"step": step, kind: values}))
         if self.tracker is not None:
             self.tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
@@ -102,3 +107,13 @@ class Journal:
             yield
         except OSError as error:
             raise CheckpointError(f"out: cannot write to {self.folder}, {(error.strerror or str(error)).lower()}") from error
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(_strict(entry), allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(entry) for key, entry in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
