@@ -18,6 +18,7 @@ from preceptor.data.examples import Examples, examples_from
 from preceptor.data.sources import Augment
 from preceptor.data.splits import check_disjoint, holdout
 from preceptor.data.splits import fingerprint as data_fingerprint
+from preceptor.data.text import Texts
 from preceptor.preflight import Preflight, preflight
 from preceptor.report.page import write_report
 from preceptor.result import build_result, write_result
@@ -127,7 +128,7 @@ def distill(
     student.eval()
     result = build_result(
         kind="run",
-        title=title or f"{name} on {len(task.train)} examples",
+        title=title or f"{name} on {size_of(task.train)}",
         task=task,
         arms={name: [trial]},
         recipe=recipe,
@@ -158,6 +159,8 @@ def make_task(
     training = examples_from(train, name="train")
     classes = training.num_classes
     testing = None if test is None else examples_from(test, classes, name="test")
+    if valid is None and isinstance(training, Texts):
+        raise ValueError("valid: expected texts of other documents, got none; preceptor.data.text.parts splits documents")
     if valid is None:
         training, validation = holdout(training, rate=0.1, seed=seed)
     else:
@@ -240,7 +243,12 @@ def notes_on(task: Task, found: Preflight) -> list[str]:
     """What every report says about how its numbers came about."""
     where = "the test part, read once at the end" if task.test is not None else "the validation part: no test part was given"
     return [
-        f"Numbers are of {where} ({len(task.measured)} examples); weights were chosen on {len(task.valid)} validation examples.",
-        f"Trained on {len(task.train)} examples.",
+        f"Numbers are of {where} ({size_of(task.measured)}); weights were chosen on {size_of(task.valid)} of the validation part.",
+        f"Trained on {size_of(task.train)}.",
         *found.notes,
     ]
+
+
+def size_of(part: Examples) -> str:
+    """How large a part is, in words."""
+    return f"{part.tokens():,} tokens in {len(part)} rows" if isinstance(part, Texts) else f"{len(part)} examples"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,18 @@ import torch
 from torch import nn
 
 from preceptor.data.augment import augmentation
-from preceptor.data.datasets import Data, load
+from preceptor.data.datasets import load
 from preceptor.data.examples import Examples
 from preceptor.data.sources import Augment
 from preceptor.data.splits import holdout, take
-from preceptor.distillation import Result, distill, make_method, make_task
+from preceptor.data.text import pack, parts, read_documents
+from preceptor.distillation import Result, distill, make_method, make_task, size_of
 from preceptor.export import Exported, Format, export
 from preceptor.models.adapters import resolve
 from preceptor.models.folder import load_student
+from preceptor.models.language import load_language, load_tokenizer
 from preceptor.progress import Bars
-from preceptor.recipe import Recipe, dump, read_recipe
+from preceptor.recipe import Recipe, TeacherRecipe, TextRecipe, dump, read_recipe
 from preceptor.studies.study import Study, compare
 from preceptor.trial import run_trial
 
@@ -32,52 +35,108 @@ class Prepared:
     """A recipe with its data and teacher at hand."""
 
     recipe: Recipe
-    data: Data
     pool: Examples
     train: Examples
     valid: Examples
+    test: Examples
+    class_names: tuple[str, ...] = ()
     teacher: nn.Module | None
-    teacher_seconds: float | None
-    augment: Augment | None
+    teacher_seconds: float | None = None
+    augment: Augment | None = None
 
     def student(self) -> nn.Module:
         """A new student, from torch's present random state."""
-        spec = self.recipe.student
-        return resolve(spec, num_classes=self.data.train.num_classes, teacher=self.teacher)
+        if self.recipe.text is not None:
+            return load_language(self.recipe.student, teacher=self.teacher)
+        return resolve(self.recipe.student, num_classes=self.train.num_classes, teacher=self.teacher)
 
 
 def prepare(recipe: Recipe, *, bars: Bars) -> Prepared:
-    """Load the data, and load or train the teacher."""
+    """Load the data, and load or train the teacher.
+
+    Raises:
+        ValueError, ImportError: one line; see `preceptor.data.datasets.load` and `preceptor.data.text`.
+    """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    if recipe.text is not None:
+        return _prepare_text(recipe, recipe.text, bars)
     described = recipe.data
+    assert described is not None
     options = described.model_dump(include={"image_column", "label_column", "channels", "test_rate"})
     size = tuple(described.size) if isinstance(described.size, list) else described.size
     data = load(described.name, size=size, **options)  # pyright: ignore[reportArgumentType]
     pool, valid = holdout(data.train, rate=described.valid_rate, seed=described.split_seed)
     train = pool if described.train_images is None else take(pool, described.train_images, seed=None)
-    teacher, seconds = _teacher(recipe, data, pool, valid, bars)
     views = augmentation(train, **described.augment.model_dump())
-    return Prepared(recipe=recipe, data=data, pool=pool, train=train, valid=valid, teacher=teacher, teacher_seconds=seconds, augment=views)
+    teacher, seconds = None, None
+    if recipe.teacher is not None:
+        images = pool if recipe.teacher.images is None else take(pool, recipe.teacher.images, seed=None)
+        made = partial(resolve, recipe.teacher.model, num_classes=data.train.num_classes)
+        teacher_views = augmentation(images, **described.augment.model_dump())
+        teacher, seconds = _teacher(recipe, recipe.teacher, made, images, valid, teacher_views, bars)
+    return Prepared(
+        recipe=recipe,
+        pool=pool,
+        train=train,
+        valid=valid,
+        test=data.test,
+        class_names=data.class_names,
+        teacher=teacher,
+        teacher_seconds=seconds,
+        augment=views,
+    )
 
 
-def _teacher(recipe: Recipe, data: Data, pool: Examples, valid: Examples, bars: Bars) -> tuple[nn.Module | None, float | None]:
-    described = recipe.teacher
-    if described is None:
-        return None, None
+def _prepare_text(recipe: Recipe, described: TextRecipe, bars: Bars) -> Prepared:
+    teacher_model = None if recipe.teacher is None else recipe.teacher.model
+    source = described.tokenizer or teacher_model
+    assert isinstance(source, str)  # the recipe was checked
+    bars.say(f"tokenizer: {source}")
+    tokenizer = load_tokenizer(source)
+    documents = parts(
+        read_documents(described.documents), valid_rate=described.valid_rate, test_rate=described.test_rate, seed=described.split_seed
+    )
+    packed = partial(pack, tokenizer=tokenizer, length=described.length)
+    pool = packed(documents["train"], name="train")
+    rows = len(pool) if described.rows is None else described.rows
+    train = take(pool, rows, seed=None)
+    valid = packed(documents["valid"], most=described.valid_rows, name="valid")
+    test = packed(documents["test"], most=described.test_rows, name="test")
+    bars.say(f"texts: training on {size_of(train)} of {size_of(pool)}; {size_of(valid)} for validation, {size_of(test)} for test")
+    teacher, seconds = None, None
+    if recipe.teacher is not None:
+        bars.say(f"teacher: loading {recipe.teacher.model}")
+        made = partial(load_language, recipe.teacher.model)
+        teacher, seconds = _teacher(recipe, recipe.teacher, made, pool, valid, None, bars)
+    return Prepared(recipe=recipe, pool=pool, train=train, valid=valid, test=test, teacher=teacher, teacher_seconds=seconds)
+
+
+def _teacher(
+    recipe: Recipe,
+    described: TeacherRecipe,
+    make: Callable[[], nn.Module],
+    examples: Examples,
+    valid: Examples,
+    views: Augment | None,
+    bars: Bars,
+) -> tuple[nn.Module, float | None]:
+    """The teacher, trained once and kept where the recipe says so, and the seconds that took."""
     with torch.random.fork_rng():
         torch.manual_seed(described.seed)
-        model = resolve(described.model, num_classes=data.train.num_classes)
+        model = make()
     if described.train is None:
-        return model, None
-    images = pool if described.images is None else take(pool, described.images, seed=None)
-    views = augmentation(images, **recipe.data.augment.model_dump())
-    made_of = [described.model_dump(mode="json", exclude={"folder"}), recipe.data.model_dump(mode="json", exclude={"train_images"})]
+        return model.eval(), None
+    made_of: list[Any] = [described.model_dump(mode="json", exclude={"folder"})]
+    if recipe.data is not None:
+        made_of.append(recipe.data.model_dump(mode="json", exclude={"train_images"}))
+    if recipe.text is not None:
+        made_of.append(recipe.text.model_dump(mode="json", exclude={"rows"}))
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(described.folder) / name
     kept = (folder / "trial.json").exists()
-    bars.say(f"teacher: {'kept' if kept else 'training on ' + str(len(images)) + ' examples, kept'} in {folder}")
-    task = make_task(images, valid, None, teacher=None, augment=views)
+    bars.say(f"teacher: {'kept' if kept else 'training on ' + str(len(examples)) + ' examples, kept'} in {folder}")
+    task = make_task(examples, valid, None, teacher=None, augment=views)
     trial = run_trial(
         task,
         name="teacher",
@@ -102,7 +161,7 @@ def run_distill(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Resul
         train=made.train,
         teacher=made.teacher,
         valid=made.valid,
-        test=made.data.test,
+        test=made.test,
         method=recipe.method["name"],
         options=options,
         training=recipe.training,
@@ -114,7 +173,7 @@ def run_distill(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Resul
         identity=identity(recipe),
         recipe=dump(recipe),
         title=recipe.title or None,
-        class_names=made.data.class_names,
+        class_names=made.class_names,
         teacher_seconds=made.teacher_seconds,
         trackers=tuple(recipe.trackers),
         say=bars.say,
@@ -133,7 +192,7 @@ def run_compare(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Study
         methods=recipe.arms(),
         teacher=made.teacher,
         valid=made.valid,
-        test=made.data.test,
+        test=made.test,
         seeds=study.seeds,
         baseline=study.baseline,
         metrics=study.metrics,
@@ -149,7 +208,7 @@ def run_compare(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Study
         identity=identity(recipe),
         recipe=dump(recipe),
         title=recipe.title or None,
-        class_names=made.data.class_names,
+        class_names=made.class_names,
         teacher_seconds=made.teacher_seconds,
         say=bars.say,
         progress=bars.study,
@@ -163,7 +222,7 @@ def run_evaluate(run: Path, bars: Bars) -> dict[str, float]:
         ValueError: the directory holds no finished run.
     """
     made, student = _finished(run, bars)
-    task = make_task(made.train, made.valid, made.data.test, teacher=made.teacher)
+    task = make_task(made.train, made.valid, made.test, teacher=made.teacher)
     return task.measure(student, task.measured)[0]
 
 
@@ -174,7 +233,7 @@ def run_export(run: Path, bars: Bars, *, to: Format, out: Path | None) -> Export
         ValueError: the directory holds no finished run, or the export does not do what the student does.
     """
     made, student = _finished(run, bars)
-    part = made.data.test
+    part = made.test
     examples, checks = (e.batch(torch.arange(min(len(e), 256)))["x"] for e in (made.train, part))
     return export(student, examples, to=to, out=out or run / "export", check_inputs=checks)
 

@@ -57,11 +57,32 @@ class DataRecipe(_Strict):
     augment: AugmentRecipe = AugmentRecipe()
 
 
+class TextRecipe(_Strict):
+    """Which texts to train a language model on and to judge it by; parts are split by document."""
+
+    documents: str
+    """``python``, a .jsonl or .txt file, or a folder; see `preceptor.data.text.read_documents`."""
+    tokenizer: str | None = None
+    """``smollm2``, ``gguf:FILE`` or ``hf:PATH``; by default the teacher's."""
+    length: Annotated[int, Field(ge=2)] = 256
+    """Tokens in a row; documents are packed and never see each other."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """The student trains on the first so many rows; by default on all."""
+    valid_rows: Annotated[int, Field(ge=1)] | None = None
+    test_rows: Annotated[int, Field(ge=1)] | None = None
+    valid_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Part of the documents split off for validation."""
+    test_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Part of the documents split off for test."""
+    split_seed: int = 0
+    """Which documents go to which part."""
+
+
 class TeacherRecipe(_Strict):
     """Which model teaches, and how it is trained where it is not trained yet."""
 
     model: str | dict[str, Any]
-    """See `preceptor.models.adapters.resolve`."""
+    """See `preceptor.models.adapters.resolve`, for language models `preceptor.models.language.load_language`."""
     train: Training | None = None
     """Train it once by cross-entropy and keep it in ``folder``; absent: it comes with its weights."""
     images: Annotated[int, Field(ge=1)] | None = None
@@ -103,13 +124,15 @@ class StudyRecipe(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole recipe. ``method`` is what ``distill`` runs, ``study`` what ``compare`` runs."""
+    """A whole recipe: either ``data`` or ``text``; ``method`` is what ``distill`` runs, ``study`` what ``compare`` runs."""
 
     title: str = ""
-    data: DataRecipe
+    data: DataRecipe | None = None
+    text: TextRecipe | None = None
     teacher: TeacherRecipe | None = None
     student: str | dict[str, Any]
-    """See `preceptor.models.adapters.resolve`; also ``{shrink: 0.25}`` or ``{keep_layers: 2}`` of the teacher."""
+    """See `preceptor.models.adapters.resolve` and, for language models, `preceptor.models.language.load_language`; also ``{shrink: 0.25}``
+    or ``{keep_layers: 2}`` of the teacher."""
     method: dict[str, Any] = {"name": "classic-kd"}
     """``name``: a slug; the rest are its hyper-parameters."""
     training: Training = Training()
@@ -138,6 +161,10 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
+        if (self.data is None) == (self.text is None):
+            raise ValueError(f"data: expected either data or text, got {'neither' if self.data is None else 'both'}")
+        if self.text is not None and self.text.tokenizer is None and (self.teacher is None or not isinstance(self.teacher.model, str)):
+            raise ValueError("text.tokenizer: expected smollm2, gguf:FILE or hf:PATH where no teacher brings one, got nothing")
         self.check_method(self.method)
         if isinstance(self.student, dict) and {"shrink", "keep_layers"} & self.student.keys() and self.teacher is None:
             raise ValueError("student: expected a teacher to make smaller, got none")

@@ -21,7 +21,7 @@ from preceptor.core.method import Method
 from preceptor.core.types import Record
 from preceptor.data.sources import Augment
 from preceptor.data.splits import take
-from preceptor.distillation import data_identity, make_method, make_task, make_training, notes_on, refuse_other_run, write_recipe
+from preceptor.distillation import data_identity, make_method, make_task, make_training, notes_on, refuse_other_run, size_of, write_recipe
 from preceptor.models.folder import save_student
 from preceptor.preflight import preflight
 from preceptor.report.page import summary_table, write_report
@@ -162,7 +162,7 @@ def compare(
     ways: dict[str, Any] = {metric: "higher" if HIGHER_IS_BETTER[metric] else "lower" for metric in metrics}
     result = build_result(
         kind="study",
-        title=title or f"{', '.join(chosen)} on {len(task.train)} examples",
+        title=title or f"{', '.join(chosen)} on {size_of(task.train)}",
         task=task,
         arms=arms,
         baselines=[baseline],
