@@ -36,15 +36,16 @@ PIXELS[:, 0, 0, 0] = torch.arange(COUNT) / 100
 LABELS = torch.arange(COUNT) % CLASSES
 
 
-def draw(seed, right):
-    """Random logits, of which the first ``right`` examples are predicted as labelled and no other."""
+def draw(seed, wrong, by=1):
+    """Random logits that predict the label, but for the examples in ``wrong`` the label plus ``by``."""
     logits = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(seed))
-    logits[torch.arange(COUNT), (LABELS + (torch.arange(COUNT) >= right)) % CLASSES] += 1
+    shift = torch.tensor([by * (index in wrong) for index in range(COUNT)])
+    logits[torch.arange(COUNT), (LABELS + shift) % CLASSES] += 1
     return logits
 
 
 def a_trial(task, name, seed, right):
-    student = Says(draw(seed, right))
+    student = Says(draw(seed, range(right, COUNT)))
     metrics, says = task.measure(student, task.measured)
     curve = {"name": name, "seed": seed, "step": [1], "loss": [1.0], "valid": [{"step": 1, **metrics}]}
     return Trial(
@@ -62,7 +63,7 @@ def a_trial(task, name, seed, right):
 
 def a_task(teacher=True):
     whole = examples_from((PIXELS, LABELS), CLASSES)
-    return Task(train=whole, valid=whole, test=whole, teacher=Says(draw(9, 10)) if teacher else None)
+    return Task(train=whole, valid=whole, test=whole, teacher=Says(draw(9, range(2), by=2)) if teacher else None)
 
 
 def a_result(task, *, one=8, other=(9, 7, 6), **options):
@@ -118,6 +119,7 @@ def test_reliability_is_of_all_seeds_together_and_gives_the_calibration_error(st
     _, arms, result = study
     curve = next(entry for entry in result["reliability"] if entry["name"] == "kd")
     assert sum(curve["count"]) == 3 * COUNT
+    assert sum(result["reliability"][0]["count"]) == COUNT  # the teacher, once
     logits = torch.cat([trial.says.logits for trial in arms["kd"]])
     gaps = [n * abs(a - c) for n, a, c in zip(curve["count"], curve["accuracy"], curve["confidence"], strict=True)]
     assert sum(gaps) / (3 * COUNT) == pytest.approx(score(logits, LABELS.repeat(3))["ece"])
@@ -128,7 +130,7 @@ def test_disagreements_are_examples_of_the_best_method_with_their_own_pictures(s
     best = arms["kd"][0]  # 9 of 12 right
     student, teacher = best.says.logits.softmax(1).max(1), task.teacher(PIXELS).detach().softmax(1).max(1)
     differ = torch.nonzero(student.indices != teacher.indices)[:, 0].tolist()
-    assert len(result["disagreements"]) == len(differ) > 0
+    assert len(result["disagreements"]) == len(differ) == 5  # the teacher is wrong in two, the student in three
     names = ("zero", "one", "two")
     shown = set()
     for entry in result["disagreements"]:
@@ -155,10 +157,10 @@ def test_a_baseline_that_is_best_does_not_take_the_methods_place():
 
 def test_what_is_no_picture_shows_none():
     task = a_task()
-    flat = examples_from((PIXELS.flatten(1), LABELS), CLASSES)
-    says = Predictions(draw(9, 2), LABELS, torch.arange(COUNT))
-    task = replace(task, train=flat, valid=flat, test=flat, teacher=nn.Linear(6, CLASSES), teacher_says={"train": says})
-    trial = replace(a_trial(a_task(), "kd", 0, 9), student=nn.Linear(6, CLASSES))
+    flat = examples_from((PIXELS.flatten(1)[:, :3], LABELS), CLASSES)
+    says = Predictions(draw(9, range(2, COUNT)), LABELS, torch.arange(COUNT))
+    task = replace(task, train=flat, valid=flat, test=flat, teacher=nn.Linear(3, CLASSES), teacher_says={"train": says})
+    trial = replace(a_trial(a_task(), "kd", 0, 9), student=nn.Linear(3, CLASSES))
     assert build_result(kind="run", title="", task=task, arms={"kd": [trial]})["disagreements"] == []
 
 
