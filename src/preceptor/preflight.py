@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
@@ -25,6 +26,9 @@ from preceptor.models.taps import forward
 from preceptor.task import Task
 from preceptor.training import Training
 from preceptor.trial import SetUp, make_accelerator, set_up
+
+ENOUGH = 8.0
+"""Seconds after which no further update is timed; two are timed at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,10 @@ def _score_language_teacher(says: Said, check: bool) -> str:
     return f"perplexity {perplexity:.1f}"
 
 
+class _EnoughError(Exception):
+    """Enough updates were timed."""
+
+
 class _Cost(NamedTuple):
     steps: int
     seconds_per_step: float
@@ -150,21 +158,24 @@ def _measure(task: Task, method: Method, student: nn.Module, training: Training)
 
         def mark(record: Record, marks: list[float] = marks) -> None:
             marks.append(time.perf_counter())
+            if len(marks) > 1 and marks[-1] - marks[0] > ENOUGH:
+                raise _EnoughError
 
         few = min(5, made.steps)
-        train(
-            stage.method,
-            made.roles,
-            made.source,
-            made.optimizers,
-            steps=few,
-            micro=training.micro,
-            clip=training.clip,
-            accelerator=accelerator,
-            skip_nonfinite=few,
-            warn=lambda line: None,
-            progress=mark,
-        )
+        with suppress(_EnoughError):
+            train(
+                stage.method,
+                made.roles,
+                made.source,
+                made.optimizers,
+                steps=few,
+                micro=training.micro,
+                clip=training.clip,
+                accelerator=accelerator,
+                skip_nonfinite=few,
+                warn=lambda line: None,
+                progress=mark,
+            )
         steps = made.steps
         seconds += median(b - a for a, b in itertools.pairwise(marks)) if len(marks) > 1 else 0.0
         memory = max(memory, _memory_mb(made, task, training, accelerator))
@@ -180,6 +191,8 @@ def _forward_seconds(model: nn.Module, inputs: Inputs) -> float:
             start = time.perf_counter()
             forward(model, inputs).logits.sum().item()
             times.append(time.perf_counter() - start)
+            if sum(times) > ENOUGH:
+                break
     return median(times)
 
 

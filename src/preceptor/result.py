@@ -65,6 +65,7 @@ def build_result(
         Plain JSON values.
     """
     metric, sign = ("perplexity", -1) if task.language else ("accuracy", 1)
+    batch_sizes = (1, 4) if task.language else (1, 64)  # rows of texts, each of hundreds of tokens
     example = task.train.batch(torch.zeros(1, dtype=torch.int64))["x"]
     rows, reliability = [], []
     if task.teacher is not None:
@@ -77,7 +78,7 @@ def build_result(
                 "role": "teacher",
                 "seeds": [seed],
                 "summary": {key: {"mean": value, "low": None, "high": None} for key, value in metrics.items()},
-                "cost": cost(task.teacher, example),
+                "cost": cost(task.teacher, example, batch_sizes=batch_sizes),
             }
         )
         reliability.append(_reliability(teacher_name, [says]))
@@ -93,7 +94,7 @@ def build_result(
                 "role": "baseline" if name in baselines else "method",
                 "seeds": seeds,
                 "summary": summary(measured) if len(trials) > 1 else _single(trials[0].metrics),
-                "cost": cost(trials[0].student, example),
+                "cost": cost(trials[0].student, example, batch_sizes=batch_sizes),
             }
         )
         reliability.append(_reliability(name, [trial.says for trial in trials]))

@@ -166,7 +166,7 @@ def _laid_out(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, prompt: 
 
 
 def parts(documents: Sequence[Document], *, valid_rate: float = 0.05, test_rate: float = 0.05, seed: int = 0) -> dict[str, list[Document]]:
-    """Split documents into train, valid and test by a hash of their content, so that equal documents stand in one part.
+    """Split documents into train, valid and test by a hash of their content: equal documents stand in one part, in the order of the hashes.
 
     Args:
         documents: texts or chats.
@@ -178,8 +178,8 @@ def parts(documents: Sequence[Document], *, valid_rate: float = 0.05, test_rate:
     if not (0 <= valid_rate < 1 and 0 <= test_rate < 1 and valid_rate + test_rate < 1):
         raise ValueError(f"rates: expected valid and test in [0, 1) with a sum below 1, got {valid_rate} and {test_rate}")
     split: dict[str, list[Document]] = {"train": [], "valid": [], "test": []}
-    for document in documents:
-        digest = hashlib.sha256(f"{seed} {json.dumps(document)}".encode()).digest()
+    hashed = [(hashlib.sha256(f"{seed} {json.dumps(document)}".encode()).digest(), document) for document in documents]
+    for digest, document in sorted(hashed, key=lambda entry: entry[0]):
         share = int.from_bytes(digest[:8], "big") / 2**64
         split["valid" if share < valid_rate else "test" if share < valid_rate + test_rate else "train"].append(document)
     empty = [name for name, rate in (("train", 1.0), ("valid", valid_rate), ("test", test_rate)) if rate and not split[name]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -45,7 +46,8 @@ def save_student(
     folder.mkdir(parents=True, exist_ok=True)
     kind = type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)  # sharding derives a class of its own
     if is_transformers(model):
-        model.save_pretrained(folder, state_dict=None if state_dict is None else weights)
+        with _without_bars():
+            model.save_pretrained(folder, state_dict=None if state_dict is None else weights)
         own = True
     else:
         own = isinstance(model, Reference)
@@ -144,6 +146,19 @@ def refusal(path: Path) -> str:
         f"weights: expected .safetensors, got {str(path)!r}, a pickle that can run code when it is read; where you trust it, "
         "convert it once: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
     )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence the progress bars of transformers for a moment."""
+    logging = sys.modules["transformers"].utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _pretrained_class(config: Mapping[str, Any], folder: Path) -> type[PreTrainedModel]:
