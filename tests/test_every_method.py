@@ -35,11 +35,16 @@ def make(slug):
     teacher, student = [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT).double()]
     names = {field.name for field in read(slug).fields}
     layers = {"student_layers": ("block1",), "teacher_layers": ("block2",)} if "student_layers" in names else {}
-    options = layers | ({"norm": "none"} if "norm" in names else {})
+    chosen = {"norm": "none", "max_new_tokens": 4, "reward": first_token_is_even}
+    options = layers | {name: value for name, value in chosen.items() if name in names}
     method = load(slug)(**options)
     stage = method.stages(teacher, student)[-1]
     assert stage.student is student
     return stage.method, {"student": student, "teacher": teacher}
+
+
+def first_token_is_even(batch, completions):
+    return completions.ids[:, 0] % 2 == 0
 
 
 def speaks(slug):

@@ -237,25 +237,25 @@ def language_batch(prompt: Prompt, completions: Completions) -> Batch:
 
 def roll_out(
     batch: Batch,
-    writer: nn.Module,
+    writer: nn.Module | None,
     state: State,
     *,
-    sampler: Sampler | None = None,
+    sampler: Completer | None = None,
     answers: int = 1,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> tuple[Batch, Batch, Completions]:
-    """Let a model answer the prompts of a batch: what ``prepare`` of an on-policy method does.
+    """Let a model answer the prompts of a batch: what ``prepare`` of an on-policy method does with the student.
 
     Draws one number from ``state.rng``; each process adds its rank, so that processes draw different texts. Mean length and the share of
     completions that ended by a stop token go to ``state.log`` as ``completion_tokens`` and ``finished``.
 
     Args:
         batch: of the data set, with ``prompt``; not edited.
-        writer: whose answers are drawn, in eval mode.
+        writer: whose answers are drawn; None: those of the sampler's own model, which is teacher data.
         state: of the run.
-        sampler: how; None: `GenerateSampler`.
+        sampler: how; None: `GenerateSampler`. With a writer it needs ``sync``.
         answers: G, completions of each prompt; they stand next to each other.
         max_new_tokens, temperature, top_p: see `GenerateSampler.sample`.
     Returns:
@@ -267,12 +267,13 @@ def roll_out(
         raise ValueError(f"batch: expected 'prompt' with input_ids and attention_mask for on-policy training, got keys {sorted(batch)}")
     if answers < 1:
         raise ValueError(f"answers: expected at least 1, got {answers}")
-    follower = GenerateSampler() if sampler is None else check_on_policy(sampler)
-    follower.sync(writer)
+    sampler = GenerateSampler() if sampler is None else sampler
+    if writer is not None:
+        check_on_policy(sampler).sync(writer)
     rank = dist.get_rank() if dist.is_initialized() else 0
     seed = int(torch.randint(2**62, (), generator=state.rng)) + rank
     repeated = _repeat(batch, num_examples(batch), answers)
-    completions = follower.sample(repeated["prompt"], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    completions = sampler.sample(repeated["prompt"], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     state.log["completion_tokens"] = float(completions.mask.sum(1).double().mean())
     state.log["finished"] = float(completions.finished.double().mean())
     known = {"id": repeated["id"]} if "id" in repeated else {}

@@ -50,6 +50,24 @@ def check_logits(*, student: Tensor, teacher: Tensor) -> None:
     check_same_shape(student=student, teacher=teacher)
 
 
+def check_vocabularies(student: Tensor, **others: Tensor) -> None:
+    """Refuse logits over another vocabulary than the student's.
+
+    Args:
+        student: logits, shape (..., V).
+        others: logits of the teacher, a reference, ..., shape (..., V).
+
+    Raises:
+        ValueError: naming both sizes, and the method for two tokenizers.
+    """
+    for name, logits in others.items():
+        if logits.shape[-1] != student.shape[-1]:
+            raise ValueError(
+                f"{name}: expected the student's vocabulary of {student.shape[-1]} tokens, got one of {logits.shape[-1]}; between two"
+                " tokenizers distil by the method alm"
+            )
+
+
 def check_positive(**values: float | Tensor) -> None:
     """Refuse numbers, or tensors with entries, that are not finite and > 0.
 
