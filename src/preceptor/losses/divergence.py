@@ -65,6 +65,15 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return lift_to_zero((log_p.exp() * (log_p - log_q)).sum(dim=-1))
 
 
+def jsd(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5) -> Tensor:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, from finite log-probabilities (..., classes).
+
+    Gradients flow to both. Returns shape (...), >= 0; 0 at beta = 0 and 1.
+    """
+    log_m = _log_mixture(log_p, log_q, beta)
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
+
+
 def forward_kl(
     student: Tensor, teacher: Tensor, *, temperature: Temperature = 1.0, teacher_temperature: Temperature | None = None
 ) -> Tensor:
@@ -201,8 +210,7 @@ def generalized_jsd(
         return kl(log_p, log_q)
     if beta == 1:
         return kl(log_q, log_p)
-    log_m = _log_mixture(log_p, log_q, beta)
-    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
+    return jsd(log_p, log_q, beta=beta)
 
 
 def js_distance(
