@@ -198,3 +198,35 @@ def test_another_vocabulary_is_refused(roles, batch):
     with pytest.raises(ValueError, match=r"teacher: expected the student's vocabulary of 5 tokens, got one of 9; .* method alm") as caught:
         loss_of(method(on_policy_rate=0.0), batch, {**roles, "teacher": Wider()})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_halves_of_models_give_the_loss_of_their_logits(beta):
+    """Two transformers are compared through their output layers, never holding logits: value and gradient are those of the dense loss."""
+
+    class OnlyLogits(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids):
+            return self.model(input_ids=input_ids).logits
+
+    def llama(seed):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=13, initializer_range=0.5, **sizes)).double()
+
+    student, teacher = llama(0), llama(1)
+    method, state = GKD(beta=beta, temperature=1.5), State(total_steps=1)
+    generator = torch.Generator().manual_seed(0)
+    batch = {"x": {"input_ids": torch.randint(13, (2, 6), generator=generator)}, "mask": torch.rand(2, 6, generator=generator) < 0.5}
+    found = {}
+    for name, wrap in (("halves", lambda model: model), ("dense", OnlyLogits)):
+        roles = {"student": wrap(student), "teacher": wrap(teacher)}
+        terms = method.loss(batch, method.signal(batch, roles, state), roles, state)["divergence"]
+        student.zero_grad()
+        (terms * batch["mask"]).sum().backward()
+        found[name] = [(terms * batch["mask"]).detach(), *(p.grad.clone() for p in student.parameters())]
+    for one, other in zip(found["halves"], found["dense"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

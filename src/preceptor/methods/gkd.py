@@ -24,11 +24,12 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Completer, Sampler, check_on_policy, language_batch, roll_out
 from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
 from preceptor.losses.divergence import generalized_jsd, kl
+from preceptor.losses.linear import linear_divergence
 from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
 from preceptor.miniature.run import Miniature, Size
-from preceptor.models.taps import forward
+from preceptor.models.heads import all_logits, speak
 
 CARD = Card(
     slug="gkd",
@@ -80,14 +81,28 @@ class GKD(Method):
         return roll_out(batch, writer, state, sampler=sampler, **options)[0]
 
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
-        """Return the teacher's logits."""
-        return {"logits": forward(roles["teacher"], batch["x"]).logits}
+        """Return what the teacher says, its last hidden states and output layer where it has them."""
+        return speak(roles["teacher"], batch["x"])
 
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the divergence at every position, (N, T)."""
-        logits = forward(roles["student"], batch["x"]).logits
-        check_vocabularies(logits, teacher=signal["logits"])
-        return {"divergence": generalized_jsd(logits, signal["logits"], beta=self.beta, temperature=self.temperature)}
+        said = speak(roles["student"], batch["x"])
+        if "hidden" in said and "hidden" in signal:
+            check_vocabularies(len(said["head"].weight), teacher=len(signal["head"].weight))
+            found = linear_divergence(
+                said["hidden"],
+                said["head"],
+                signal["hidden"],
+                signal["head"],
+                kind="generalized_jsd",
+                share=self.beta,
+                mask=batch.get("mask"),
+                temperature=self.temperature,
+            )
+            return {"divergence": found}
+        logits, target = all_logits(said), all_logits(signal)
+        check_vocabularies(logits.shape[-1], teacher=target.shape[-1])
+        return {"divergence": generalized_jsd(logits, target, beta=self.beta, temperature=self.temperature)}
 
 
 _STATES, _CORE, _TOKENS, _LENGTH = 24, 8, 8, 12

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preceptor.core.method import evaluating
@@ -35,10 +34,8 @@ class Said:
         """Logits (rows, V) of some of the tokens."""
         if self.head is None:
             return self.states[rows]
-        weight, bias = self.head.weight.detach(), self.head.bias
-        logits = F.linear(self.states[rows].to(weight.dtype), weight, None if bias is None else bias.detach())
-        if self.head.soft_cap is not None:
-            logits = self.head.soft_cap * torch.tanh(logits / self.head.soft_cap)
+        with torch.no_grad():
+            logits = self.head.logits(self.states[rows])
         return logits if logits.dtype == torch.float64 else logits.float()
 
 

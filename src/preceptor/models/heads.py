@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from preceptor.models.taps import forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +27,11 @@ class Head:
     bias: Tensor | None = None
     """(V,)"""
     soft_cap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
 
 def head(model: nn.Module) -> Head:
@@ -50,6 +59,25 @@ def hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         inputs: ``input_ids`` (N, T) and further keywords of the model (``attention_mask``, ``position_ids``).
     """
     return unwrapped(model).base_model(**{**inputs, "use_cache": False}).last_hidden_state
+
+
+def speak(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a language model says, in the cheapest form it has: ``{"hidden", "head"}``, or ``{"logits"}`` where it cannot be halved.
+
+    Args:
+        model: any language model.
+        inputs: its keywords.
+    """
+    try:
+        layer = head(model)
+    except TypeError:
+        return {"logits": forward(model, inputs).logits}
+    return {"hidden": hidden_states(model, inputs), "head": layer}
+
+
+def all_logits(said: Mapping[str, Any]) -> Tensor:
+    """Logits (N, T, V) of what `speak` returned."""
+    return said["logits"] if "logits" in said else said["head"].logits(said["hidden"])
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
