@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from tests.core.resumable import Wandering, resumable
-from tests.core.small import assert_identical, checkpoints, lines_of, net
+from tests.core.small import CrossEntropy, assert_identical, batches, checkpoints, lines_of, net, sgd, vector
+from torch import nn
 
+from preceptor.core.run import train
 from preceptor.core.state import CheckpointError
 
 
@@ -63,6 +66,37 @@ def test_a_torn_checkpoint_is_named_and_the_older_one_taken(tmp_path):
     assert [line.split(": skipped")[0] for line in lines] == [f"checkpoint {file.parent}"]
     assert_identical(again["student"].state_dict(), straight["student"].state_dict())
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+
+
+def deeper(**options):
+    return nn.Sequential(*net(0, dropout=0.3, **options), nn.Linear(3, 3).double())
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (net(0, hidden=7), "0.weight: expected shape (6, 4) as when this run began, got shape (7, 4); 2 more tensors differ"),
+        (deeper(), "4.weight: expected none as when this run began, got shape (3, 3); 1 more tensors differ"),
+        (net(0)[:1], "3.weight: expected shape (3, 6) as when this run began, got none; 1 more tensors differ"),
+    ],
+)
+def test_another_architecture_is_refused_in_one_line(tmp_path, student, said):
+    with pytest.raises(KeyboardInterrupt):
+        resumable(tmp_path, stop_at=3)
+    before = vector(student)
+    with pytest.raises(CheckpointError) as caught:
+        resumable(tmp_path, resume=True, student=student)
+    assert str(caught.value) == f"{tmp_path / 'checkpoints' / 'step-2'}: role 'student': {said}"
+    assert torch.equal(vector(student), before)
+
+
+def test_a_role_that_is_gone_is_refused_in_one_line(tmp_path):
+    student, average = net(0), net(0)
+    train(CrossEntropy(), {"student": student, "ema": average}, batches(2), sgd(student), steps=2, ema=0.9, out=tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"step-2: role 'ema': 0.weight: expected shape \(6, 4\) as when this run began, got none; 3 more"
+    ):
+        train(CrossEntropy(), {"student": student}, batches(2), sgd(student), steps=2, out=tmp_path, resume=True)
 
 
 def test_a_shortened_journal_is_refused(tmp_path):

@@ -26,7 +26,7 @@ from preceptor.core.method import Method, NonFinite
 from preceptor.core.parallel import broadcast, from_all, load_whole, load_whole_optimizer, whole
 from preceptor.core.reduce import world_size
 from preceptor.core.signals import Interrupted, deferred_signals
-from preceptor.core.state import RandomState, State, load_checkpoint, save_checkpoint
+from preceptor.core.state import RandomState, State, compare_shapes, load_checkpoint, save_checkpoint
 from preceptor.core.stream import Stream, as_stream
 from preceptor.core.types import Batch, Record, Roles
 
@@ -216,6 +216,10 @@ class _Keeper:
         saved = load_checkpoint(self.out / "checkpoints", identity=self.identity, warn=warn)
         if saved is None:
             return 0
+        folder = self.out / "checkpoints" / f"step-{saved['state']['step']}"
+        for name, weights in saved["roles"].items():
+            present = self.roles[name].state_dict() if name in self.roles else {}
+            compare_shapes(weights, present, where=f"{folder}: role {name!r}")
         for name, weights in saved["roles"].items():
             load_whole(self.roles[name], weights)
         for name, optimizer in self.optimizers.items():

@@ -240,6 +240,28 @@ def compare_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], *, whe
             raise CheckpointError(f"{where}: {key} was {saved.get(key)!r} when this run began, got {wanted.get(key)!r}")
 
 
+def compare_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str) -> None:
+    """Refuse weights of another architecture, in one line that names the first tensor that differs.
+
+    Args:
+        saved: a state dict as it was read.
+        wanted: the state dict of the network that is to take it.
+        where: what was read, for the message.
+    Raises:
+        CheckpointError: a tensor is missing, superfluous or of another shape.
+    """
+    shapes = [
+        {name: f"shape {tuple(value.shape)}" for name, value in each.items() if isinstance(value, Tensor)} for each in (saved, wanted)
+    ]
+    old, new = shapes
+    wrong = [name for name in old | new if old.get(name) != new.get(name)]
+    if wrong:
+        first, more = wrong[0], f"; {len(wrong) - 1} more tensors differ" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{where}: {first}: expected {old.get(first, 'none')} as when this run began, got {new.get(first, 'none')}{more}"
+        )
+
+
 def _by_step(folder: Path) -> list[Path]:
     numbered = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return [path for _, path in sorted(numbered, reverse=True)]
