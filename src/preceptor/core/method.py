@@ -67,6 +67,17 @@ def clip_and_step(optimizer: Optimizer, state: State) -> None:
     optimizer.step()
 
 
+def several_updates(times: int) -> Callable[[Compute, Optimizer, Batch, Roles, State], None]:
+    """An `update` hook that takes ``times`` steps on one batch, each with a new gradient; the signal stays that of before the first."""
+
+    def update(compute: Compute, optimizer: Optimizer, batch: Batch, roles: Roles, state: State) -> None:
+        for _ in range(times):
+            compute()
+            clip_and_step(optimizer, state)
+
+    return update
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     """Run ``module`` in eval mode for a moment (rollouts, JVPs, scoring); every submodule's mode comes back, also after an exception."""

@@ -50,21 +50,21 @@ def check_logits(*, student: Tensor, teacher: Tensor) -> None:
     check_same_shape(student=student, teacher=teacher)
 
 
-def check_vocabularies(student: Tensor, **others: Tensor) -> None:
-    """Refuse logits over another vocabulary than the student's.
+def check_vocabularies(student: int, **others: int) -> None:
+    """Refuse a teacher, or another network, whose logits are over another vocabulary than the student's.
 
     Args:
-        student: logits, shape (..., V).
-        others: logits of the teacher, a reference, ..., shape (..., V).
+        student: tokens in its vocabulary.
+        others: tokens in that of the teacher, a reference, ...
 
     Raises:
         ValueError: naming both sizes, and the method for two tokenizers.
     """
-    for name, logits in others.items():
-        if logits.shape[-1] != student.shape[-1]:
+    for name, size in others.items():
+        if size != student:
             raise ValueError(
-                f"{name}: expected the student's vocabulary of {student.shape[-1]} tokens, got one of {logits.shape[-1]}; between two"
-                " tokenizers distil by the method alm"
+                f"{name}: expected the student's vocabulary of {student} tokens, got one of {size}; between two tokenizers distil by the"
+                " method alm"
             )
 
 
