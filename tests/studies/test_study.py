@@ -1,0 +1,246 @@
+"""`compare`: paired differences by hand, equal budget, exact resuming, a sweep that leaves nothing out."""
+
+import json
+import math
+import re
+import statistics
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import preceptor
+from preceptor.data.examples import examples_from
+from preceptor.data.splits import take
+from preceptor.methods.classic_kd import ClassicKD
+from preceptor.models.folder import load_student
+from preceptor.training import Training
+from preceptor.trial import run_trial
+
+SEEDS = 5
+
+
+def points(count, seed):
+    """Inputs whose class is the largest of the first three, for one in eight another."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 6, generator=generator)
+    y = x[:, :3].argmax(1)
+    return x, torch.where(torch.rand(count, generator=generator) < 1 / 8, (y + 1) % 3, y)
+
+
+def teacher():
+    model = nn.Linear(6, 3, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(4 * torch.eye(3, 6))
+    return model
+
+
+def student():
+    return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 3))
+
+
+def compare(**changes):
+    given = {
+        "teacher": teacher(),
+        "student": student,
+        "train": points(90, 1),
+        "test": points(120, 2),
+        "methods": ["classic-kd", "dkd"],
+        "seeds": 2,
+        "training": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "checkpoint_every": 2, "learning_rate": 0.02},
+        "say": lambda line: None,
+    }
+    return preceptor.compare(**{**given, **changes})
+
+
+def weights(model):
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def accuracies(study, arm):
+    return [trial.metrics["accuracy"] for trial in study.trials[arm]]
+
+
+@pytest.fixture(scope="module")
+def study():
+    return compare(seeds=SEEDS, metrics=["accuracy", "nll"])
+
+
+def test_every_trial_is_the_one_its_seed_makes_alone(study):
+    x, y = points(120, 2)
+    for arm, method in {"ce": preceptor.load("ce")(), "dkd": preceptor.load("dkd")()}.items():
+        for trial in study.trials[arm][:2]:
+            torch.manual_seed(trial.seed)
+            model = student()
+            task = preceptor.distillation.make_task(points(90, 1), None, (x, y), teacher=teacher())
+            settings = Training(steps=6, batch_size=16, evaluate_every=3, learning_rate=0.02)
+            run_trial(task, name=arm, method=method, student=model, training=settings, seed=trial.seed)
+            assert torch.equal(weights(model), weights(trial.student))
+            with torch.no_grad():
+                assert trial.metrics["accuracy"] == pytest.approx(float((model.eval()(x).argmax(1) == y).double().mean()))
+
+
+def test_paired_differences_are_those_of_a_paired_t_test(study):
+    pairs = study.result["paired"]
+    assert [(pair["method"], pair["metric"]) for pair in pairs] == [(m, k) for m in ("classic-kd", "dkd") for k in ("accuracy", "nll")]
+    for pair in pairs:
+        ours, base = ([trial.metrics[pair["metric"]] for trial in study.trials[arm]] for arm in (pair["method"], "ce"))
+        differences = [a - b for a, b in zip(ours, base, strict=True)]
+        assert pair["mean"] == pytest.approx(statistics.fmean(differences))
+        half = stats.t.ppf(0.975, SEEDS - 1) * statistics.stdev(differences) / math.sqrt(SEEDS)
+        assert [pair["low"], pair["high"]] == pytest.approx([pair["mean"] - half, pair["mean"] + half])
+        assert pair["p_value"] == pytest.approx(stats.ttest_rel(ours, base).pvalue, rel=1e-6)
+        assert pair["n"] == SEEDS
+    ordered = sorted(pairs, key=lambda pair: pair["p_value"])
+    largest = 0.0
+    for rank, pair in enumerate(ordered):  # Holm 1979
+        largest = max(largest, min(1.0, (len(pairs) - rank) * pair["p_value"]))
+        assert pair["p_holm"] == pytest.approx(largest)
+
+
+def test_all_arms_have_the_same_budget_and_the_same_first_weights():
+    seen = {}
+
+    def progress(label, record, updates, done, total):
+        if record is None:
+            seen[label] = updates
+
+    made = []
+
+    def numbered():
+        made.append(student())
+        return made[-1]
+
+    found = compare(student=numbered, progress=progress, training={"steps": 4, "batch_size": 16, "learning_rate": 0.0})
+    assert seen == {f"{arm} seed {seed}": 4 for arm in ("ce", "classic-kd", "dkd") for seed in (0, 1)}
+    for seed in (0, 1):
+        first, *others = [weights(found.trials[arm][seed].student) for arm in found.trials]  # a learning rate of 0 keeps them
+        assert all(torch.equal(first, other) for other in others)
+    assert not torch.equal(weights(found.trials["ce"][0].student), weights(found.trials["ce"][1].student))
+    assert "Equal budget: every trial ran 4 updates" in found.result["notes"][-1]
+
+
+def test_a_module_is_copied_for_every_trial():
+    given = student()
+    before = weights(given)
+    found = compare(student=given, seeds=1)
+    assert torch.equal(weights(given), before)
+    assert len({id(trial.student) for arm in found.trials.values() for trial in arm} | {id(given)}) == 4
+
+
+def test_methods_by_name_with_options_and_as_objects():
+    cold, hot = ClassicKD(temperature=1.0), ClassicKD(temperature=8.0)
+    methods = {"same": {"method": "classic-kd", "temperature": 1.0}, "cold": cold, "hot": hot}
+    found = compare(methods=methods, seeds=1, baseline="cold")
+    assert list(found.trials) == ["cold", "same", "hot"]
+    cold, same, hot = (weights(arm[0].student) for arm in found.trials.values())
+    assert torch.equal(cold, same)
+    assert not torch.equal(cold, hot)
+    assert [row["role"] for row in found.result["rows"]] == ["teacher", "baseline", "method", "method"]
+
+
+def test_the_budget_chooses_the_updates(monkeypatch):
+    said = []
+    found = compare(budget="0.5s", seeds=2, methods=["classic-kd"], say=said.append)
+    allowed = int(re.search(r"budget: 0.5s allows (\d+) updates per trial", "\n".join(said))[1])
+    assert {trial.steps for arm in found.trials.values() for trial in arm} == {allowed}
+    each = {name: float(ms) / 1e3 for name, ms in re.findall(r"[(,] ?([\w-]+) ([\d.]+) ms", next(x for x in said if x.startswith("time:")))}
+    assert allowed == pytest.approx(0.5 / (2 * sum(each.values())), rel=0.2)  # milliseconds were rounded to one place
+
+
+@pytest.mark.parametrize("budget", ["10", "ten m", "10 d", "-3m", ""])
+def test_a_budget_that_is_no_time_is_refused(budget, tmp_path):
+    with pytest.raises(ValueError, match="budget: expected a time such as '90s', '10m' or '2h', got "):
+        compare(budget=budget, out=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+class BrokenOffError(Exception):
+    """Ends a study in the middle."""
+
+
+SWEEP = {30: ["ce", "dkd"]}
+
+
+@pytest.fixture(scope="module")
+def straight():
+    return compare(sweep=SWEEP)
+
+
+@pytest.mark.parametrize(("label", "step"), [("ce seed 0", 1), ("classic-kd seed 1", 5), ("dkd seed 0, 30 examples", 3)])
+def test_broken_off_anywhere_and_resumed_it_ends_like_the_straight_one(straight, label, step, tmp_path):
+    def stop(at, record, updates, done, total):
+        if at == label and record is not None and record.step == step:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        compare(sweep=SWEEP, out=tmp_path / "study", progress=stop)
+    assert not (tmp_path / "study" / "result.json").exists()
+    resumed = compare(sweep=SWEEP, out=tmp_path / "study", resume=True)
+    for arm, trials in straight.trials.items():
+        for one, other in zip(trials, resumed.trials[arm], strict=True):
+            assert torch.equal(weights(one.student), weights(other.student))
+            assert one.metrics == other.metrics
+            assert one.curve == other.curve
+    for part in ("paired", "sweep", "reliability", "disagreements", "curves"):
+        assert resumed.result[part] == straight.result[part]
+    assert json.loads((tmp_path / "study" / "result.json").read_text()) == resumed.result
+
+
+def test_a_sweep_shows_every_size_and_method_with_the_numbers_of_its_own_trials(tmp_path):
+    pool = examples_from(points(200, 1))
+    found = compare(
+        train=take(pool, 60, seed=None),
+        valid=points(40, 5),
+        sweep={30: ["ce", "classic-kd"], 60: ["ce", "classic-kd"], 150: ["ce"]},
+        sweep_pool=pool,
+        out=tmp_path / "study",
+    )
+    points_ = {(point["value"], point["name"]): point["mean"] for point in found.result["sweep"]["points"]}
+    assert set(points_) == {(30, "ce"), (30, "classic-kd"), (60, "ce"), (60, "classic-kd"), (150, "ce")}
+    for (size, name), mean in points_.items():
+        if size == 60:
+            expected = statistics.fmean(accuracies(found, name))
+        else:
+            folders = [tmp_path / "study" / "sweep" / str(size) / f"{name}-{seed}" for seed in (0, 1)]
+            expected = statistics.fmean(json.loads((folder / "trial.json").read_text())["metrics"]["accuracy"] for folder in folders)
+            alone = compare(train=take(pool, size, seed=None), valid=points(40, 5), methods=["classic-kd"])
+            assert mean == pytest.approx(statistics.fmean(accuracies(alone, name)))  # the first examples of the pool
+        assert mean == pytest.approx(expected)
+
+
+def test_the_sizes_of_a_sweep_that_cannot_be_run_are_refused(tmp_path):
+    for sweep, message in {(500, "ce"): "count: expected a number in", (30, "rkd"): "sweep: expected methods out of"}.items():
+        with pytest.raises(ValueError, match=message):
+            compare(sweep={sweep[0]: [sweep[1]]}, out=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_student_that_is_kept_is_the_best_on_validation_not_on_test(tmp_path):
+    training = {"steps": 30, "batch_size": 16, "evaluate_every": 3, "learning_rate": 0.1, "schedule": "constant", "monitor": "nll"}
+    found = compare(out=tmp_path / "study", training=training, methods=["classic-kd"], valid=points(60, 7), seeds=1)
+    courses = {arm: [v["nll"] for v in trials[0].curve["valid"]] for arm, trials in found.trials.items()}
+    tests = {arm: trials[0].metrics["nll"] for arm, trials in found.trials.items()}
+    assert min(courses["classic-kd"]) < min(courses["ce"])
+    assert max(courses["classic-kd"]) > max(courses["ce"])
+    assert tests["classic-kd"] > tests["ce"]
+    kept = load_student(tmp_path / "study" / "student", model=student())
+    assert torch.equal(weights(kept), weights(found.trials["classic-kd"][0].student))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1, 1]}, "seeds: expected at least one, each once"),
+        ({"seeds": []}, "seeds: expected at least one"),
+        ({"methods": []}, "methods: expected at least one"),
+        ({"metrics": ["acuracy"]}, "metrics: expected some of"),
+        ({"methods": ["dkdd"]}, "nearest: 'dkd'"),
+        ({"methods": {"kd": {"method": "classic-kd", "temprature": 1.0}}}, "nearest: 'temperature'"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compare(**changes, out=tmp_path / "study")
+    assert list(tmp_path.iterdir()) == []
