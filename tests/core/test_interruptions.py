@@ -14,7 +14,7 @@ from tests.core.small import CrossEntropy, assert_identical, batches, checkpoint
 from torch import nn
 
 from preceptor.core import run as run_module
-from preceptor.core.method import Method, NonFinite
+from preceptor.core.method import Method, NonFinite, Phase, clip_and_step
 from preceptor.core.run import train
 from preceptor.core.signals import Interrupted
 
@@ -86,6 +86,57 @@ def test_a_dropped_batch_leaves_no_trace_in_the_networks():
     assert_identical(student.state_dict(), twin.state_dict())
     assert int(student[0].num_batches_tracked) == 4
     assert_identical(optimizer.state_dict(), other.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoPhases(Method):
+    """The first phase steps on a batch whose NaN only the second one meets."""
+
+    def first(self, batch, signal, roles, state):
+        state.memory["seen"] = state.memory.get("seen", torch.zeros(1)).add_(1)
+        return {"hard": F.cross_entropy(roles["student"](batch["x"].nan_to_num()), batch["y"], reduction="none")}
+
+    def second(self, batch, signal, roles, state):
+        return {"judge": roles["critic"](batch["x"])[:, 0].square()}
+
+    def phases(self):
+        return (
+            Phase(name="student", trains=("student",), signal=self.signal, loss=self.first, update=self.update),
+            Phase(name="critic", trains=("critic",), signal=self.signal, loss=self.second, update=self.update),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSteps(CrossEntropy):
+    """Steps twice on a batch, whose NaN only the second gradient meets."""
+
+    def loss(self, batch, signal, roles, state):
+        state.memory["seen"] = state.memory.get("seen", 0) + 1
+        return super().loss(batch if state.memory["seen"] % 2 == 0 else {**batch, "x": batch["x"].nan_to_num()}, signal, roles, state)
+
+    def update(self, compute, optimizer, batch, roles, state):
+        for _ in range(2):
+            compute()
+            clip_and_step(optimizer, state)
+
+
+@pytest.mark.parametrize("method", [TwoPhases(), TwoSteps()], ids=["phases", "steps"])
+def test_a_dropped_batch_leaves_no_trace_where_part_of_the_update_was_done(method, tmp_path):
+    def run(data, **options):
+        roles = {"student": normalised(), "critic": net(3)}
+        roles["student"][1][2].p = 0.0
+        optimizers = {phase.name: torch.optim.AdamW(roles[phase.name].parameters(), 0.1) for phase in method.phases()}
+        schedules = {name: torch.optim.lr_scheduler.ExponentialLR(each, 0.9) for name, each in optimizers.items()}
+        state = train(method, roles, data, optimizers, schedulers=schedules, steps=4, **options)
+        parts = {"roles": roles, "optimizers": optimizers, "schedules": schedules}
+        return {key: {name: each.state_dict() for name, each in part.items()} for key, part in parts.items()} | {"memory": state.memory}
+
+    lines, data = [], poisoned(0, 3)
+    dropping = run(data, skip_nonfinite=2, out=tmp_path, warn=lines.append)
+    assert len(lines) == 2
+    assert_identical(dropping, run([data[i] for i in (1, 2, 4, 5)]))
+    kept = torch.load(tmp_path / "nonfinite" / "step-1" / "state.pt", weights_only=True)
+    assert_identical(kept["roles"]["student"], normalised().state_dict())  # before the update, so that it can be done again
 
 
 def test_how_many_were_dropped_survives_resuming(tmp_path):

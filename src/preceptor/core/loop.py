@@ -49,8 +49,8 @@ def steps(
         schedulers: learning-rate schedules by phase name, stepped once per update of their phase.
     Raises:
         ValueError: ``micro`` > 1 with a coupled method, or a phase without its roles or optimizer.
-        NonFinite: the loss or the gradient is not finite; nothing was stepped, and asking for the next record goes on after it is
-            not possible: start ``steps`` again to skip the batch.
+        NonFinite: the loss or the gradient is not finite. The optimizer was not stepped with it; what the method stepped before in the
+            same turn, such as an earlier phase, stays stepped. To skip the batch start ``steps`` again: this generator has ended.
     """
     phases = method.phases()
     _check(method, phases, roles, optimizers, micro)

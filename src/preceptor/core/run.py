@@ -29,6 +29,7 @@ from preceptor.core.signals import Interrupted, deferred_signals
 from preceptor.core.state import RandomState, State, compare_shapes, load_checkpoint, save_checkpoint
 from preceptor.core.stream import Stream, as_stream
 from preceptor.core.types import Batch, Record, Roles
+from preceptor.core.undo import remember
 
 Validate = Callable[[Roles, State], Mapping[str, float]]
 
@@ -86,7 +87,9 @@ def train(
         patience: validations without improvement before stopping; None never stops.
         ema: decay of an exponential moving average of the student, kept in the role ``ema`` (which must exist); validation then
             concerns it, and so do the best weights.
-        skip_nonfinite: batches with a non-finite loss or gradient that may be dropped before the run stops.
+        skip_nonfinite: batches with a non-finite loss or gradient that may be dropped before the run stops. A dropped one leaves no
+            trace but in the positions of source and streams, in random states, and in what `prepare` did to the weights of a role.
+            With several phases, or a method that overrides `update`, this costs a copy of trained weights and optimizers per update.
         out: folder for ``metrics.jsonl``, ``timings.jsonl`` and ``checkpoints/``; None writes nothing.
         resume: go on from the newest intact checkpoint in ``out``; exact with as many processes as before. With another number the
             data go on where they were, but dropout and other draws of a process are not those of an uninterrupted run: ``warn`` says so.
@@ -134,7 +137,7 @@ def train(
                 method, roles, state.source, optimizers, state=state, accelerator=accelerator, micro=micro, schedulers=schedulers
             )
             may_skip = state.dropped < skip_nonfinite
-            buffers = _buffers(roles) if may_skip else []
+            back = remember(method, roles, optimizers, schedulers, state) if may_skip else None
             try:
                 with closing(turn):
                     for record in turn:
@@ -157,17 +160,17 @@ def train(
                         if done:
                             break
                         if may_skip:
-                            buffers = _buffers(roles)
+                            back = remember(method, roles, optimizers, schedulers, state)
             except NonFinite as error:
+                if back is not None:
+                    back()
                 where = keeper.set_aside(error)
-                if not may_skip:
+                if back is None:
                     error.args = (f"{error}; {where}",)
                     raise
                 state.dropped += 1
                 journal.event(error.step, "nonfinite", error.values)
                 warn(f"{error}; batch dropped ({skip_nonfinite - state.dropped} more may be), {where}")
-                for buffer, value in buffers:
-                    buffer.copy_(value)
         stopped = _any_process(caught, accelerator)  # one may have come after the last look
         if stopped:
             raise Interrupted(stopped, state.step, out)
@@ -317,7 +320,3 @@ def _move_average(average: nn.Module, student: nn.Module, decay: float) -> None:
         get_ema_multi_avg_fn(decay)(list(average.parameters()), list(student.parameters()), 0)
         for kept, present in zip(average.buffers(), student.buffers(), strict=True):
             kept.copy_(present)
-
-
-def _buffers(roles: Roles) -> list[tuple[Tensor, Tensor]]:
-    return [(buffer, buffer.clone()) for module in roles.values() for buffer in module.buffers()]
