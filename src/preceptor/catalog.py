@@ -137,6 +137,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 def recipe_snippet(entry: Entry) -> str:
     """A small recipe for ``preceptor distill`` that runs as it stands."""
+    if "classification" not in entry.card.tasks:
+        return _text_snippet(entry)
     layers = [f"  {f.name}: [block2]" for f in entry.fields if f.name in ("student_layers", "teacher_layers")]
     large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
     teacher = ["teacher:", f"  model: {{reference: {large}}}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
@@ -149,6 +151,22 @@ def recipe_snippet(entry: Entry) -> str:
             f"  name: {entry.card.slug}",
             *layers,
             "training: {epochs: 120, optimizer: Adam}",
+        ]
+    )
+
+
+def _text_snippet(entry: Entry) -> str:
+    written = "generation" in entry.card.needs
+    shorter = [f"  {f.name}: 16" for f in entry.fields if f.name == "max_new_tokens"]
+    return "\n".join(
+        [
+            f"text: {{documents: python, length: 64, rows: 32, valid_rows: 2, test_rows: 2{', prompt: 16' if written else ''}}}",
+            "teacher: {model: smollm2}",
+            "student: {keep_layers: 4}",
+            "method:",
+            f"  name: {entry.card.slug}",
+            *shorter,
+            "training: {epochs: 1, batch_size: 4, monitor: nll, learning_rate: 0.0003}",
         ]
     )
 

@@ -97,7 +97,7 @@ def _prepare_text(recipe: Recipe, described: TextRecipe, bars: Bars) -> Prepared
     documents = parts(
         read_documents(described.documents), valid_rate=described.valid_rate, test_rate=described.test_rate, seed=described.split_seed
     )
-    packed = partial(pack, tokenizer=tokenizer, length=described.length)
+    packed = partial(pack, tokenizer=tokenizer, length=described.length, prompt=described.prompt)
     pool = packed(documents["train"], name="train")
     rows = len(pool) if described.rows is None else described.rows
     train = take(pool, rows, seed=None)
@@ -233,6 +233,10 @@ def run_export(run: Path, bars: Bars, *, to: Format, out: Path | None) -> Export
         ValueError: the directory holds no finished run, or the export does not do what the student does.
     """
     made, student = _finished(run, bars)
+    if made.recipe.text is not None:
+        raise ValueError(
+            f"run: expected a classifier to export, got a language model; transformers loads it as it is from {run / 'student'}"
+        )
     part = made.test
     examples, checks = (e.batch(torch.arange(min(len(e), 256)))["x"] for e in (made.train, part))
     return export(student, examples, to=to, out=out or run / "export", check_inputs=checks)

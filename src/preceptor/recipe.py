@@ -68,6 +68,8 @@ class TextRecipe(_Strict):
     """Tokens in a row; documents are packed and never see each other."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """The student trains on the first so many rows; by default on all."""
+    prompt: Annotated[int, Field(ge=1)] | None = None
+    """Tokens at the beginning of each row that the student goes on from, for methods that train on what it writes."""
     valid_rows: Annotated[int, Field(ge=1)] | None = None
     test_rows: Annotated[int, Field(ge=1)] | None = None
     valid_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -176,7 +178,14 @@ class Recipe(_Strict):
             raise ValueError("method: expected name: SLUG, got none")
         slug = method["name"]
         make_method(slug, {key: value for key, value in method.items() if key not in ("name", "label")})
-        needs = read(slug).card.needs
+        card = read(slug).card
+        task = "language" if self.text is not None else "classification"
+        if task not in card.tasks:
+            given = "text" if self.text is not None else "data"
+            raise ValueError(
+                f"method: expected one for {task}, as the recipe has {given}, got {slug}, which is for {', '.join(card.tasks)}"
+            )
+        needs = card.needs
         if "teacher" in needs and self.teacher is None:
             raise ValueError(f"teacher: expected one, {slug} needs a teacher")
         if "features" in needs:

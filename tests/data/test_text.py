@@ -136,3 +136,12 @@ def test_documents_come_from_files_and_from_python(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"body": 1}\n')
     with pytest.raises(ValueError, match=r"in line 2, got '\{\"body\": 1\}'"):
         read_documents(str(tmp_path / "bad.jsonl"))
+
+
+def test_the_beginning_of_each_row_is_a_prompt_where_asked():
+    part = words("abcdefghij", length=5, prompt=2)
+    batch = part.subset([1]).batch(torch.tensor([0]))
+    assert "".join(map(chr, batch["prompt"]["input_ids"][0])) == "fg"
+    assert batch["prompt"]["attention_mask"].tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match=r"prompt: expected a number in \[1, 5\)"):
+        words("abcdefghij", length=5, prompt=5)

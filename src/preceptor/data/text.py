@@ -35,6 +35,7 @@ class Texts(Examples):
         mask: bool (N, T), the targets that count.
         vocabulary: V; tokens lie in [0, V).
         tokenizer: by which the rows were made; None where there is none.
+        prompt: tokens at the beginning of each row that a batch brings as ``prompt`` too, for methods that let the student go on from them.
         name: what error messages call it.
         rows: int64 (n,), the rows that belong to this part; by default all.
     """
@@ -48,12 +49,15 @@ class Texts(Examples):
         *,
         vocabulary: int,
         tokenizer: Any = None,
+        prompt: int | None = None,
         name: str = "train",
         rows: Tensor | None = None,
     ):
+        if prompt is not None and not 1 <= prompt < targets.shape[1]:
+            raise ValueError(f"prompt: expected a number in [1, {targets.shape[1]}), the tokens of a row, got {prompt}")
         inputs = {"input_ids": input_ids, "position_ids": position_ids}
         super().__init__(inputs, targets, num_classes=vocabulary, name=name, rows=rows)
-        self.mask, self.tokenizer = mask, tokenizer
+        self.mask, self.tokenizer, self.prompt = mask, tokenizer, prompt
 
     @property
     def length(self) -> int:
@@ -65,14 +69,25 @@ class Texts(Examples):
         return int(self.mask[self.ids].sum())
 
     def batch(self, indices: Tensor, *, seeds: Tensor | None = None) -> Batch:
-        """As `Examples.batch`, with ``y`` and ``mask`` of shape (B, T)."""
-        return {**super().batch(indices, seeds=seeds), "mask": self.mask.index_select(0, self.ids.index_select(0, indices))}
+        """As `Examples.batch`, with ``y`` and ``mask`` of shape (B, T), and perhaps ``prompt``."""
+        batch = super().batch(indices, seeds=seeds)
+        batch["mask"] = self.mask.index_select(0, batch["id"])
+        if self.prompt is not None:
+            begun = batch["x"]["input_ids"][:, : self.prompt]
+            batch["prompt"] = {"input_ids": begun, "attention_mask": torch.ones_like(begun)}
+        return batch
 
     def subset(self, indices: Tensor | Sequence[int], *, name: str | None = None) -> Texts:
         """As `Examples.subset`."""
         part = super().subset(indices, name=name)
         assert isinstance(self.inputs, dict)
-        more: dict[str, Any] = {"vocabulary": self.num_classes, "tokenizer": self.tokenizer, "name": part.name, "rows": part.ids}
+        more: dict[str, Any] = {
+            "vocabulary": self.num_classes,
+            "tokenizer": self.tokenizer,
+            "prompt": self.prompt,
+            "name": part.name,
+            "rows": part.ids,
+        }
         return Texts(self.inputs["input_ids"], self.inputs["position_ids"], self.all_labels, self.mask, **more)
 
 
@@ -84,7 +99,9 @@ class Tokens:
     counts: list[bool]
 
 
-def pack(documents: Iterable[Document], tokenizer: Any, *, length: int, most: int | None = None, name: str = "train") -> Texts:
+def pack(
+    documents: Iterable[Document], tokenizer: Any, *, length: int, most: int | None = None, prompt: int | None = None, name: str = "train"
+) -> Texts:
     """Tokenise documents and lay them one after the other into rows.
 
     After each text stands the end-of-text token, which counts as a target; in a chat the tokens of the assistant count and no others. A
@@ -95,6 +112,7 @@ def pack(documents: Iterable[Document], tokenizer: Any, *, length: int, most: in
         tokenizer: of transformers.
         length: T, tokens in a row, at least 2.
         most: rows at most; None: as many as there are.
+        prompt: see `Texts`.
         name: what error messages call the part.
     Raises:
         ValueError: length below 2, no target that counts, a tokenizer without an end-of-text token, or a chat that it cannot lay out.
@@ -132,6 +150,7 @@ def pack(documents: Iterable[Document], tokenizer: Any, *, length: int, most: in
         mask.view(rows, length),
         vocabulary=len(tokenizer),
         tokenizer=tokenizer,
+        prompt=prompt,
         name=name,
     )
 

@@ -22,7 +22,7 @@ CARD = Card(
     authors="baseline",
     arxiv="",
     kind="baseline",
-    tasks=("classification",),
+    tasks=("classification", "language"),
     needs=("labels",),
     equation="L = -log softmax(s)_y",
     cost="the student's own step: the unit that other methods are counted in",

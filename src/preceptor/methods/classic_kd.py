@@ -14,13 +14,14 @@ are not in the paper; they are those of the public CIFAR-100 benchmarks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from preceptor.core.method import Method
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.losses.checks import check_positive, check_unit_interval
-from preceptor.losses.divergence import forward_kl
 from preceptor.losses.hard import hard_loss
+from preceptor.losses.sparse import signal_kl
 from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
@@ -33,7 +34,7 @@ CARD = Card(
     authors="Hinton et al. 2015",
     arxiv="1503.02531",
     kind="logits",
-    tasks=("classification",),
+    tasks=("classification", "language"),
     needs=("teacher", "logits", "labels"),
     equation="L = (1 - alpha) CE(s, y) + alpha T^2 KL(softmax(t / T) || softmax(s / T))",
     cost="one forward pass of the teacher per step",
@@ -44,6 +45,8 @@ CARD = Card(
 @dataclass(frozen=True, kw_only=True)
 class ClassicKD(Method):
     """Hinton's distillation with forward KL."""
+
+    cached: ClassVar[tuple[str, ...]] = ("logits", "top-k", "sample")
 
     temperature: float = 4.0  # T > 0; the CIFAR-100 configuration of mdistiller and RepDistiller
     alpha: float = 0.9  # weight of the soft term, 1 - alpha of the hard one; same source, Sec. 2 of the paper: the hard weight is small
@@ -60,7 +63,7 @@ class ClassicKD(Method):
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the hard and the soft term, one value per example."""
         logits = forward(roles["student"], batch["x"]).logits
-        soft = forward_kl(logits, signal["logits"], temperature=self.temperature)
+        soft = signal_kl(logits, signal, temperature=self.temperature)
         return {"hard": (1 - self.alpha) * hard_loss(logits, batch), "soft": self.alpha * self.temperature**2 * soft}
 
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from preceptor.core.method import Method
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.rollout import Completer, Sampler, check_on_policy, language_batch, roll_out
+from preceptor.data.rollout import Completer, Sampler, check_on_policy, check_prompted, language_batch, roll_out
 from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
 from preceptor.losses.divergence import generalized_jsd, kl
 from preceptor.losses.linear import linear_divergence
@@ -67,6 +67,12 @@ class GKD(Method):
             check_on_policy(self.sampler)
         if self.teacher_sampler is not None and not self.seq_kd:
             raise ValueError("seq_kd: expected True with a teacher_sampler, got False")
+
+    def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
+        """None; refuses, before the first step, a batch without the prompts that the student is to answer."""
+        if self.on_policy_rate > 0 or self.seq_kd:
+            check_prompted(batch)
+        return {}
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """In an on-policy step, by one draw of ``state.rng``, put the student's answers in place of the texts."""
