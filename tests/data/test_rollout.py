@@ -18,6 +18,7 @@ from preceptor.data.rollout import (
     draw,
     language_batch,
     roll_out,
+    score_rows,
 )
 from preceptor.losses.policy import token_log_probs
 from preceptor.models.taps import forward
@@ -218,10 +219,19 @@ def test_a_resumed_run_draws_the_same(student, prompt):
 
 
 def test_a_batch_without_prompts_is_refused(student, prompt):
-    with pytest.raises(ValueError, match=r"batch: expected 'prompt' .* got keys \['id', 'x'\]"):
+    with pytest.raises(ValueError, match=r"prompt: expected the beginnings of texts .* got a batch without"):
         roll_out({"x": 1, "id": 2}, student, State(total_steps=1), max_new_tokens=2)
     with pytest.raises(ValueError, match="answers: expected at least 1, got 0"):
         roll_out({"prompt": prompt}, student, State(total_steps=1), answers=0, max_new_tokens=2)
+
+
+def test_rows_are_scored_in_parts_and_in_eval_mode(student, prompt):
+    made = roll_out({"prompt": prompt}, student, State(total_steps=1), answers=2, max_new_tokens=4)[0]
+    whole, by_three = (score_rows(student, made, lambda logits, y: (token_log_probs(logits, y), y), rows=n) for n in (8, 3))
+    assert student.training
+    torch.testing.assert_close(whole, by_three)
+    assert torch.equal(whole[1], made["y"])
+    torch.testing.assert_close(whole[0][made["mask"]], made["sampling_log_probs"][made["mask"]], rtol=1e-4, atol=1e-5)
 
 
 def test_answers_match_with_or_without_the_stop_token():

@@ -25,6 +25,7 @@ from preceptor.core.types import Batch
 from preceptor.losses.checks import check_positive
 from preceptor.losses.numeric import upcast
 from preceptor.models.heads import unwrapped
+from preceptor.models.taps import forward
 
 Prompt = Mapping[str, Tensor]
 """``input_ids`` (N, P), padded on the left, and ``attention_mask`` (N, P)."""
@@ -193,6 +194,16 @@ def _bits(row: Tensor) -> str:
     return text if len(text) <= 24 else f"{text[:8]}...{text[-8:]}"
 
 
+def check_prompted(batch: Batch) -> None:
+    """Refuse a batch that holds nothing to answer.
+
+    Raises:
+        ValueError: it has no ``prompt``.
+    """
+    if "prompt" not in batch:
+        raise ValueError("prompt: expected the beginnings of texts that are gone on from (text.prompt in a recipe), got a batch without")
+
+
 def check_on_policy(sampler: Completer) -> Sampler:
     """Return the sampler, refused where it cannot follow the student.
 
@@ -263,8 +274,7 @@ def roll_out(
     Raises:
         ValueError: no prompt in the batch, answers < 1, or a sampler without ``sync``.
     """
-    if "prompt" not in batch:
-        raise ValueError(f"batch: expected 'prompt' with input_ids and attention_mask for on-policy training, got keys {sorted(batch)}")
+    check_prompted(batch)
     if answers < 1:
         raise ValueError(f"answers: expected at least 1, got {answers}")
     sampler = GenerateSampler() if sampler is None else sampler
@@ -289,6 +299,26 @@ def _repeat(value: Any, total: int, times: int) -> Any:
     if isinstance(value, list) and len(value) == total:
         return [entry for entry in value for _ in range(times)]
     return value
+
+
+@torch.no_grad()
+def score_rows(model: nn.Module, batch: Batch, score: Callable[[Tensor, Tensor], tuple[Tensor, ...]], *, rows: int) -> tuple[Tensor, ...]:
+    """Apply a function to the logits of a batch, some rows at a time, so that never all of them are held.
+
+    Args:
+        model: in eval mode for the moment.
+        batch: with ``x`` and ``y``, N rows.
+        score: from logits (n, T, V) and ``y`` (n, T) to tensors (n, ...).
+        rows: n, at least 1.
+    Returns:
+        What the function returned, joined to N rows.
+    """
+    found = []
+    with evaluating(model):
+        for start in range(0, len(batch["y"]), rows):
+            x = {key: value[start : start + rows] if isinstance(value, Tensor) else value for key, value in batch["x"].items()}
+            found.append(score(forward(model, x).logits, batch["y"][start : start + rows]))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def answer_matches(batch: Batch, completions: Completions) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from preceptor.core.method import Method, Phase, evaluating, several_updates
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.rollout import Sampler, check_on_policy, roll_out
+from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, roll_out
 from preceptor.losses.checks import check_logits, check_positive, check_same_shape, check_vocabularies
 from preceptor.losses.divergence import log_probs
 from preceptor.losses.policy import check_clips, importance_weights, ppo_surrogate, sequence_means, token_log_probs
@@ -139,7 +139,12 @@ class GOPD(Method):
             check_on_policy(self.sampler)
 
     def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
-        """Return a copy of the student as the reference, where one is needed and none is given."""
+        """Return a copy of the student as the reference, where one is needed and none is given.
+
+        Raises:
+            ValueError: the batch has no ``prompt``.
+        """
+        check_prompted(batch)
         return {} if self.reward_scale == 1 or "reference" in roles else {"reference": copy.deepcopy(roles["student"])}
 
     def phases(self) -> tuple[Phase, ...]:
