@@ -93,7 +93,7 @@ def test_texts_on_which_the_student_writes(kitchen):
     [
         (["data={name: digits}"], "data: expected either data or text, got both"),
         (["text=null"], "data: expected either data or text, got neither"),
-        (["text.length=65", "text.rows=9"], "teacher: expected rows of at most 64 tokens, its context, got rows of 65"),
+        (["text.length=65", "text.rows=9"], ": expected rows of at most 64 tokens, its context, got rows of 65"),
         (["text.documents=nowhere.jsonl"], "text: expected 'python', a .jsonl or .txt file or a folder, got 'nowhere.jsonl'"),
         (["text.rows=100000"], "count: expected a number in [1, "),
         (["text.tokens=3"], "text.tokens: expected one of documents"),
