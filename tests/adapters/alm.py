@@ -23,24 +23,20 @@ DIVERGENCES = {
 
 
 class Told(nn.Module):
-    """A model whose logits are given."""
+    """A model that is told its logits."""
 
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self) -> Tensor:
-        return self.logits
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits
 
 
 def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
     """One loss per chunk that counts, the chunks of every text, and the gradient of the mean loss."""
     pieces = [[[piece.encode() for piece in text] for text in inputs[f"{side}_tokens"]] for side in ("teacher", "student")]
     chunks = [torch.from_numpy(align(*pair)) for pair in zip(*pieces, strict=True)]
-    roles = {side: Told(inputs[f"{side}_logits"]) for side in ("teacher", "student")}
+    roles = {"teacher": Told(), "student": Told()}
     batch: dict[str, Any] = {"spans": pad_sequence(chunks, batch_first=True)}
     for side, prefix in (("teacher", "teacher_"), ("student", "")):
-        batch[f"{prefix}x"] = {}
+        batch[f"{prefix}x"] = {"logits": inputs[f"{side}_logits"]}
         for key in ("ids", "mask"):  # the source has a token at the place where a batch has the next one
             batch[prefix + {"ids": "y", "mask": "mask"}[key]] = F.pad(inputs[f"{side}_{key}"].detach()[:, 1:], (0, 1))
         if f"space_mask_{side}" in inputs:
