@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -63,6 +64,7 @@ def run_trial(
     identity: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     trackers: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Trial:
     """Train ``student`` in place and measure it.
 
@@ -78,6 +80,7 @@ def run_trial(
         identity: what the run is, beyond method and training; a folder of another run is refused.
         progress: called after every update.
         trackers: names that accelerate knows, such as "tensorboard"; they log under ``out/trackers``.
+        say: called with a line at a time, on rank 0: how many processes train where there are several, and what was skipped.
     Raises:
         see `preceptor.core.run.train`.
     """
@@ -86,6 +89,8 @@ def run_trial(
         return _read_back(task, name, student, out, {**identity, "method": repr(method)})
     tracking: dict[str, Any] = {"log_with": list(trackers), "project_dir": str((out or Path()) / "trackers")} if trackers else {}
     accelerator = make_accelerator(training.precision, **tracking)
+    if accelerator.num_processes > 1 and accelerator.is_main_process:
+        say(f"world size: {accelerator.num_processes} processes")
     if trackers:
         accelerator.init_trackers("preceptor")
     reset_peak_memory(accelerator.device)
@@ -113,10 +118,11 @@ def run_trial(
                 records=records if last else [],
                 validations=validations if last else [],
                 trackers=bool(trackers),
+                say=say,
             )
             teacher = stage.student
-    if trackers:
-        accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training would end the process group too
+        tracker.finish()
     seconds = time.perf_counter() - started
     metrics, says = task.measure(student, task.measured)
     if out is not None:
@@ -202,6 +208,7 @@ def _train_stage(
     records: list[tuple[int, float]],
     validations: list[dict[str, float]],
     trackers: bool,
+    say: Callable[[str], None],
 ) -> int:
     """Train one stage and return its updates."""
     roles, source, optimizers, schedulers, steps = set_up(task, method, roles, training, seed=seed, accelerator=accelerator)
@@ -240,6 +247,7 @@ def _train_stage(
         checkpoint_every=training.checkpoint_every,
         keep=training.keep,
         progress=report,
+        warn=say,
         trackers=trackers,
     )
     return state.step

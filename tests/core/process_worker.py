@@ -37,8 +37,9 @@ from preceptor.data.sources import Source
 from preceptor.losses.divergence import forward_kl
 from preceptor.methods.ce import CrossEntropy
 from preceptor.methods.rkd import RKD
+from preceptor.task import Task
 from preceptor.training import Training
-from preceptor.trial import Task, run_trial
+from preceptor.trial import run_trial
 
 CLASSES, FEATURES, STEPS = 5, 12, 20
 
@@ -372,6 +373,7 @@ def sharded_trial(folder: Path) -> Result:
     batch = next(iter(source(23).scan()))
     data = examples_from((batch["x"], batch["y"]), num_classes=CLASSES)
     task = Task(train=data.subset(torch.arange(3)), valid=data.subset(torch.arange(3, len(data))))
+    lines: list[str] = []
     training = Training(steps=4, batch_size=2, optimizer="SGD", learning_rate=0.1, precision="no")
     first, again = (
         run_trial(
@@ -382,12 +384,14 @@ def sharded_trial(folder: Path) -> Result:
             training=training,
             out=folder / "sharded_trial",
             resume=True,
+            trackers=("tensorboard",),
+            say=lines.append,
         )
         for seed in (1, 2)
     )
     weights, other = whole(first.student.state_dict()), whole(again.student.state_dict())
     equal = all(torch.equal(value, other[name]) for name, value in weights.items())
-    return {"weights": weights}, {"equal": equal, "same metrics": first.metrics == again.metrics}
+    return {"weights": weights}, {"equal": equal, "same metrics": first.metrics == again.metrics, "lines": lines}
 
 
 def resumed(folder: Path) -> Result:

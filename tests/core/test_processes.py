@@ -190,7 +190,10 @@ def test_rank_0_decides_what_is_best_and_when_to_stop(launched: dict[str, Any]) 
 
 def test_a_sharded_student_of_a_trial_is_saved_whole_and_read_back(launched: dict[str, Any]) -> None:
     found = result(launched, "two", "sharded_trial")
-    assert found["facts"] == [{"equal": True, "same metrics": True}] * 2
+    assert [(facts["equal"], facts["same metrics"]) for facts in found["facts"]] == [(True, True)] * 2
+    assert [facts["lines"] for facts in found["facts"]] == [["world size: 2 processes"], []]
+    assert result(launched, "one", "sharded_trial")["facts"][0]["lines"] == []
+    assert list((launched["two"] / "sharded_trial" / "trackers").rglob("events.*"))
     folder = launched["two"] / "sharded_trial" / "student"
     student = load_student(folder, model=Blocks(6).double())
     assert all(torch.equal(value, found["compare"]["weights"][name]) for name, value in student.state_dict().items())
