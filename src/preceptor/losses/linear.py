@@ -224,8 +224,7 @@ def linear_divergence(
         share=number,
         softmax=_softmax(hidden, head, temperature, keep),
         teacher_softmax=_softmax(hidden, teacher_head, temperature if teacher_temperature is None else teacher_temperature, keep),
-        hidden=states if keep is None else states[keep],
-        head=constant,
+        teacher=(states if keep is None else states[keep], constant),
     )
     return run(hidden, head, loss, keep, chunk_rows=chunk_rows)[..., 0]
 

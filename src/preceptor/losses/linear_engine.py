@@ -31,8 +31,9 @@ class RowLoss(Protocol):
         """Number K of values per row; gradients are formed in the forward pass for the first."""
         ...
 
-    def teacher(self, rows: slice) -> Tensor | None:
-        """Logits that stand beside those of a chunk, (n, V), or None."""
+    @property
+    def teacher(self) -> tuple[Tensor, Head] | None:
+        """Hidden states (rows, E) and head of a teacher whose logits are computed beside the student's, or None."""
         ...
 
     def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -40,7 +41,7 @@ class RowLoss(Protocol):
 
         Args:
             logits: (n, V), after bias and soft cap, in any dtype; not edited.
-            teacher: the same rows of what `teacher` returned.
+            teacher: the teacher's logits of the same rows.
             rows: which rows these are.
             upstream: gradient of the values; None: none is wanted.
         """
@@ -111,9 +112,9 @@ def autocast(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     return hidden.to(dtype), Head(head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype), head.soft_cap)
 
 
-@torch.no_grad()
-def project(hidden: Tensor, head: Head, out: Tensor) -> Tensor:
-    """Logits of a chunk, written to ``out``."""
+def _project(hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
+    """Logits of a chunk, in the first rows of ``buffer``."""
+    out = buffer[: len(hidden)]
     if head.bias is None:
         torch.mm(hidden, head.weight.T, out=out)
     else:
@@ -181,10 +182,13 @@ def _sweep(
     if not any(needs):
         upstream = None
     buffer = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
+    teacher_buffer = None if loss.teacher is None else loss.teacher[0].new_empty(buffer.shape)
     for rows in _chunks(len(hidden), chunk_rows):
         inputs = hidden[rows]
-        logits = project(inputs, Head(weight, bias, soft_cap), buffer[: len(inputs)])
-        teacher = loss.teacher(rows)
+        logits = _project(inputs, Head(weight, bias, soft_cap), buffer)
+        teacher = None
+        if loss.teacher is not None and teacher_buffer is not None:
+            teacher = _project(loss.teacher[0][rows], loss.teacher[1], teacher_buffer)
         for block in _blocks(logits):
             here = slice(rows.start + block.start, rows.start + block.stop)
             beside = None if teacher is None else teacher[block]

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preceptor.losses.linear_engine import project
 from preceptor.losses.numeric import upcast
 from preceptor.models.heads import Head
 
@@ -40,6 +39,11 @@ class Softmax:
         log_q = F.log_softmax(self.scaled(logits, rows), dim=-1)
         return log_q if self.masked is None else log_q.masked_fill_(self.masked, math.log(torch.finfo(log_q.dtype).tiny))
 
+    def probs(self, log_q: Tensor) -> Tensor:
+        """exp(log_q), written over it; exactly 0 where masked."""
+        q = log_q.exp_()
+        return q if self.masked is None else q.masked_fill_(self.masked, 0.0)
+
     def to_logits(self, y: Tensor, q: Tensor, rows: slice) -> Tensor:
         """The gradient of the logits from y, which is overwritten."""
         if self.masked is not None:
@@ -59,14 +63,12 @@ class SparseTargets:
     spread: Tensor | None = None  # s, (V,): plus -sum_v s_v log q_v
     z_loss: float = 0.0  # z: plus z lse^2, lse = logsumexp(logits / T)
     with_lse: bool = False  # lse is a second value
+    teacher: None = None
 
     @property
     def columns(self) -> int:
         """The loss, and lse on request."""
         return 1 + self.with_lse
-
-    def teacher(self, rows: slice) -> None:
-        """No teacher logits."""
 
     def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `preceptor.losses.linear_engine.RowLoss`."""
@@ -80,7 +82,7 @@ class SparseTargets:
         if self.with_lse or self.z_loss:
             lse = self.softmax.scaled(logits, rows).amax(dim=1, keepdim=True) - log_q.amax(dim=1, keepdim=True)
             loss += self.z_loss * lse.square()
-        q = log_q.exp_()
+        q = self.softmax.probs(log_q)
         rest = None
         if self.tail is not None:
             tail, rest = self.tail[rows], q.scatter(1, indices, 0.0)
@@ -109,20 +111,14 @@ class TeacherLogits:
     share: float
     softmax: Softmax  # of the student
     teacher_softmax: Softmax
-    hidden: Tensor  # of the teacher, (rows, D)
-    head: Head  # of the teacher
+    teacher: tuple[Tensor, Head]
     columns: int = 1
-
-    def teacher(self, rows: slice) -> Tensor:
-        """The teacher's logits."""
-        hidden = self.hidden[rows]
-        return project(hidden, self.head, hidden.new_empty(len(hidden), len(self.head.weight)))
 
     def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `preceptor.losses.linear_engine.RowLoss`."""
         assert teacher is not None
         log_q, log_p = self.softmax.log_probs(logits, rows), self.teacher_softmax.log_probs(teacher, rows)
-        q = log_q.exp()
+        q = self.softmax.probs(log_q.clone())
         value, y = _divergence(self.kind, self.share, log_p, log_q, q)
         value = value[:, None].clamp_min(0.0)
         return value, None if upstream is None else self.softmax.to_logits(y, q, rows).mul_(upstream)
@@ -134,14 +130,12 @@ class Entropy:
 
     softmax: Softmax
     columns: int = 1
-
-    def teacher(self, rows: slice) -> None:
-        """No teacher logits."""
+    teacher: None = None
 
     def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `preceptor.losses.linear_engine.RowLoss`."""
         log_q = self.softmax.log_probs(logits, rows)
-        q = log_q.exp()
+        q = self.softmax.probs(log_q.clone())
         y = log_q.mul_(q).neg_()
         value = y.sum(dim=1, keepdim=True)
         return value, None if upstream is None else self.softmax.to_logits(y, q, rows).mul_(upstream)
