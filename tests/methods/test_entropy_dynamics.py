@@ -176,6 +176,34 @@ def test_the_limit_takes_the_largest_first(tokens):
     assert torch.equal(clip_v(s, n, advantages, mask, mu=0.1, max_share=1.0), free)
 
 
+def test_the_spread_is_that_of_the_batch_not_of_a_sample_of_it():
+    s, advantages = torch.tensor([0.0, 1.0]), -torch.ones(2)
+    assert clip_b(s, advantages, torch.ones(2), mu=0.9).tolist() == [False, True]  # one standard deviation below the mean
+    assert clip_b(s, advantages, torch.ones(2), mu=1.1).all()
+    assert clip_v(torch.zeros(2), torch.tensor([0.0, 1.0]), advantages, torch.ones(2), mu=1.9, max_share=None).tolist() == [True, False]
+    assert clip_v(torch.zeros(2), torch.tensor([0.0, 1.0]), advantages, torch.ones(2), mu=2.1, max_share=None).all()
+
+
+def filter_half(rank, tokens, folder):
+    """One of two processes, with two or three of the five rows."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mine = [value[:2] if rank == 0 else value[2:] for value in tokens]
+    kept = [EntropyDynamics(filter=name, mu=0.3, max_share=0.1)._filtered(*mine) for name in ("clip_b", "clip_v")]
+    torch.save(kept, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_batch_of_all_processes_decides(tokens, tmp_path):
+    torch.multiprocessing.spawn(filter_half, (tokens, tmp_path), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    s, _, advantages, mask = tokens
+    for together, expected in zip(
+        zip(*parts, strict=True), (clip_b(s, advantages, mask, mu=0.3), clip_v(*tokens, mu=0.3, max_share=0.1)), strict=True
+    ):
+        assert torch.equal(torch.cat(together), expected)
+        assert not torch.equal(expected, mask)
+
+
 def test_leaving_out_what_shrinks_the_entropy_raises_it_and_the_mirror():
     """The four interventions of the paper, to first order: which half of the tokens is kept decides the direction."""
     generator = torch.Generator().manual_seed(2)
