@@ -144,6 +144,14 @@ def test_time_per_update_is_that_of_all_stages_and_the_total_that_of_all_trials(
     assert "30 updates per trial (one 250.0 ms, three 1500.0 ms per update), 10 trial(s), about 4 min" in found.lines[0]
 
 
+def test_a_single_update_and_one_that_is_not_finite_take_time_too():
+    broken = nn.Linear(6, CLASSES)
+    nn.init.constant_(broken.bias, torch.nan)
+    for student, steps in ((nn.Linear(6, CLASSES), 1), (broken, 9)):
+        found = preflight(task(), {"m": load("ce")()}, student, Training(steps=steps, batch_size=10))
+        assert found.seconds_per_step["m"] > 0
+
+
 def test_memory_is_the_sum_of_what_is_held():
     student = nn.Sequential(nn.Linear(6, 5000), nn.Linear(5000, CLASSES))
     weights = sum(parameter.numel() for parameter in student.parameters()) * 4 / 1e6

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from preceptor.core.method import Method, evaluating
+from preceptor.core.method import Method, NonFinite, evaluating
 from preceptor.core.run import train
 from preceptor.core.types import Record
 from preceptor.data.splits import shared_inputs
@@ -162,7 +162,8 @@ def _measure(task: Task, method: Method, student: nn.Module, training: Training)
                 raise _EnoughError
 
         few = min(5, made.steps)
-        with suppress(_EnoughError):
+        began = time.perf_counter()
+        with suppress(_EnoughError, NonFinite):  # a loss that is not finite is for the run itself to keep and to report
             train(
                 stage.method,
                 made.roles,
@@ -177,7 +178,8 @@ def _measure(task: Task, method: Method, student: nn.Module, training: Training)
                 progress=mark,
             )
         steps = made.steps
-        seconds += median(b - a for a, b in itertools.pairwise(marks)) if len(marks) > 1 else 0.0
+        first, *later = [b - a for a, b in itertools.pairwise([began, *(marks or [time.perf_counter()])])]
+        seconds += median(later or [first])  # the first update is slower
         memory = max(memory, _memory_mb(made, task, training, accelerator))
         teacher = stage.student
     return _Cost(steps, seconds, memory)
