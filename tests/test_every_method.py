@@ -35,7 +35,7 @@ def make(slug):
     teacher, student = [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT).double()]
     names = {field.name for field in read(slug).fields}
     layers = {"student_layers": ("block1",), "teacher_layers": ("block2",)} if "student_layers" in names else {}
-    chosen = {"norm": "none", "max_new_tokens": 4, "reward": first_token_is_even}
+    chosen = {"norm": "none", "max_new_tokens": 4, "reward": first_token_is_even, "verifier": first_token_is_even, "floor": 0.05}
     options = layers | {name: value for name, value in chosen.items() if name in names}
     method = load(slug)(**options)
     stage = method.stages(teacher, student)[-1]

@@ -1,0 +1,311 @@
+"""PEAR: reinforcement learning in which a right answer earns less the more the policy dithered while it was thinking.
+
+Paper: Huang, Lu, Zhang 2025, PEAR: Phase Entropy Aware Reward for Efficient Reasoning (arXiv:2510.08026).
+Claim: the entropy of tokens grows with the length of the answer, and is high in the thinking and low in the answer; a reward that takes
+the thinking entropy in excess of the answer's off makes thinking much shorter at nearly the same accuracy, with no target for the length.
+Equation, with the mean token entropies of both phases under the policy that wrote the text, in nats:
+    P = max(0, H_think - alpha H_answer),   r = min(1, s - P) for a right answer, else r_wrong,
+    A = (r - mean r) / (std r + 1e-6) inside the answers to a prompt, then GRPO: the mean over texts of the mean over their tokens of
+    -min(rho A, clip(rho) A), plus a weight times the KL from a reference.
+The entropies are means, not sums: a text that repeats itself costs no more. A text that was cut off at the limit counts as wrong.
+Deviations: where the penalty is larger than s - r_wrong a right answer earns less than a wrong one, which the paper does not mention; this
+warns, and ``floor`` is a lower bound for right answers. All tokens of an end of thinking belong to neither phase. Entropies may be given as
+a share of log V.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from preceptor.core.method import Method, Phase, several_updates
+from preceptor.core.state import State
+from preceptor.core.types import Batch, Card, Roles, Signal, Terms
+from preceptor.data.rollout import Completions, Reward, Sampler, answer_matches, check_on_policy, check_prompted, roll_out, score_rows
+from preceptor.losses.checks import check_positive, check_same_shape
+from preceptor.losses.divergence import log_probs
+from preceptor.losses.policy import check_clips, group_advantages, kl_estimate, ppo_surrogate, sequence_means, token_log_probs
+from preceptor.losses.token_stats import entropy
+from preceptor.miniature.claim import Claim
+from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
+from preceptor.miniature.run import Miniature, Size
+from preceptor.models.taps import forward
+
+CARD = Card(
+    slug="pear",
+    title="A reward for low entropy while thinking",
+    authors="Huang et al. 2025",
+    arxiv="2510.08026",
+    kind="reinforcement",
+    tasks=("language",),
+    needs=("labels", "generation"),
+    equation="r = min(1, s - max(0, H_think - alpha H_answer)) for a right answer, else r_wrong; A = (r - mean r) / (std r + eps)",
+    cost="the student writes every text, several per prompt, and scores each once more for the entropies",
+    headline="Qwen3-4B, six benchmarks: 7428 -> 3221 tokens at 74.85 -> 74.27 % accuracy (GRPO 7467 tokens, 75.12 %)",
+)
+
+
+def phase_entropies(entropies: Tensor, ids: Tensor, mask: Tensor, end_think: int | tuple[int, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean entropy of the thinking and of the answer of each text; 0 for a phase without a token.
+
+    The first end of thinking parts the two and belongs to neither; a text without one is all thinking.
+
+    Args:
+        entropies: of the prediction of each token, in nats, shape (N, T).
+        ids: the tokens, same shape.
+        mask: same shape, non-zero from the first to the last token of the text.
+        end_think: the token that ends the thinking, or the tokens in order where it is several; None: there is none.
+    Returns:
+        H_think and H_answer, shape (N,), and the position k of the last token of the end of thinking, (N,), or one past the text.
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_shape(entropies=entropies, ids=ids, mask=mask)
+    counts, place = mask != 0, torch.arange(ids.shape[1], device=ids.device)
+    end = () if end_think is None else (end_think,) if isinstance(end_think, int) else tuple(end_think)
+    ends = torch.zeros_like(counts)
+    if 0 < len(end) <= ids.shape[1]:
+        windows = (ids.masked_fill(~counts, -1).unfold(1, len(end), 1) == torch.tensor(end, device=ids.device)).all(-1)
+        ends[:, len(end) - 1 :] = windows
+    past = (counts * (place + 1)).amax(1)
+    k = torch.where(ends.any(1), ends.int().argmax(1), past)
+    before = torch.where(ends.any(1), k - len(end) + 1, past)
+    think, answer = counts & (place < before.unsqueeze(1)), counts & (place > k.unsqueeze(1))
+    return sequence_means(entropies, think), sequence_means(entropies, answer), k
+
+
+def pear_reward(
+    correct: Tensor,
+    think: Tensor,
+    answer: Tensor,
+    *,
+    alpha: float = 1.0,
+    right: float = 1.0,
+    wrong: float = 0.0,
+    floor: float | None = None,
+) -> Tensor:
+    """The reward of each text: min(1, s - max(0, H_think - alpha H_answer)) where it is right.
+
+    arXiv:2510.08026, Sec. 4.
+
+    Args:
+        correct: whether the answer is right, shape (N,), bool.
+        think: mean entropy of the thinking, same shape, >= 0.
+        answer: mean entropy of the answer, same shape, >= 0.
+        alpha: what the answer's entropy excuses; 0 counts the thinking alone, -1 both phases.
+        right: s, reward of a right answer before the penalty.
+        wrong: r_wrong, reward of a wrong one.
+        floor: least reward of a right one; None: none.
+    Returns:
+        Shape (N,), at most max(1, wrong).
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_shape(correct=correct, think=think, answer=answer)
+    earned = (right - (think - alpha * answer).clamp(min=0)).clamp(max=1.0)
+    if floor is not None:
+        earned = earned.clamp(min=floor)
+    return torch.where(correct.bool(), earned, torch.full_like(earned, wrong))
+
+
+def numeric_answer(text: str, *, strict: bool = False) -> str | None:
+    """The number that a solution of a word problem ends with, without ``$`` and commas; None where there is none.
+
+    Args:
+        text: a solution.
+        strict: only the number after ``####``; else the last number of the text, and the last ``\\boxed{}`` where it has none.
+    """
+    number = r"(?:-?\$?|\$-)\d[\d,]*(?:\.\d+)?"
+    patterns = (rf"####\s*({number})",) if strict else (number, r"\\boxed\{([^{}]*)\}")
+    found = next((matches for matches in (re.findall(pattern, text) for pattern in patterns) if matches), None)
+    return re.sub(r"[$,]", "", found[-1]).strip() if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEAR(Method):
+    """GRPO with the entropy-aware reward; ``verifier`` says which answers are right."""
+
+    alpha: float = 1.0  # what the answer's entropy excuses; the paper's main setting, 0 and -1 lose accuracy
+    right: float = 1.0  # s; the method card
+    wrong: float = 0.0  # r_wrong; the method card
+    floor: float | None = None  # least reward of a right answer; None: none, as in the paper
+    normalised: bool = False  # entropies as a share of log V; nats in the paper
+    end_think: int | tuple[int, ...] | None = None  # token or tokens that end the thinking; a text without one is all thinking, the card
+    verifier: Reward = answer_matches  # 1 for a right answer, else 0; the paper compares the number a text ends with
+    answers: int = 8  # at least 1, texts for each prompt; our choice, the method card names none
+    clip_low: float = 0.2  # in [0, 1), of the ratio from the second update on a batch; the method card
+    clip_high: float = 0.2  # >= 0; the same
+    kl_weight: float = 0.0  # >= 0, of the KL from the role reference; our choice, the method card names none
+    updates: int = 1  # at least 1, optimizer steps on each batch of texts; our choice
+    max_new_tokens: int = 16384  # at least 1; the paper's evaluation
+    sampling_temperature: float = 1.0  # > 0, also of the loss, not of the entropies; the method card
+    top_p: float = 1.0  # in (0, 1]; the method card
+    sampler: Sampler | None = None  # how the student writes; None: generate of transformers
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_clips(clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=math.inf)
+        check_positive(updates=self.updates, answers=self.answers, sampling_temperature=self.sampling_temperature)
+        if not self.kl_weight >= 0:
+            raise ValueError(f"kl_weight: expected a number >= 0, got {self.kl_weight}")
+        if self.right <= self.wrong:
+            raise ValueError(f"right: expected more than wrong ({self.wrong}), got {self.right}")
+        if self.sampler is not None:
+            check_on_policy(self.sampler)
+
+    def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
+        """Return a copy of the student as the reference of the KL, where there is one and none is given.
+
+        Raises:
+            ValueError: the batch has no ``prompt``.
+        """
+        check_prompted(batch)
+        return {} if self.kl_weight == 0 or "reference" in roles else {"reference": copy.deepcopy(roles["student"])}
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase, with several updates on a batch where asked for."""
+        update = self.update if self.updates == 1 else several_updates(self.updates)
+        return (Phase(name="student", trains=("student",), signal=self.signal, loss=self.loss, update=update),)
+
+    def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
+        """Let the student answer each prompt several times, and turn answers and entropies into advantages."""
+        options = {"max_new_tokens": self.max_new_tokens, "temperature": self.sampling_temperature, "top_p": self.top_p}
+        made, asked, completions = roll_out(batch, roles["student"], state, sampler=self.sampler, answers=self.answers, **options)
+
+        def score(logits: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            self._check_end(logits.shape[-1])
+            unit = math.log(logits.shape[-1]) if self.normalised else 1.0
+            return token_log_probs(logits, y, temperature=self.sampling_temperature), entropy(log_probs(logits)) / unit
+
+        log_p, entropies = score_rows(roles["student"], made, score, rows=self.answers)
+        think, answer, k = phase_entropies(entropies, made["y"], made["mask"], self.end_think)
+        correct = self.verifier(asked, completions).bool() & completions.finished
+        rewards = pear_reward(correct, think, answer, alpha=self.alpha, right=self.right, wrong=self.wrong, floor=self.floor)
+        groups = torch.arange(len(rewards), device=rewards.device) // self.answers
+        advantages = group_advantages(rewards, groups).unsqueeze(1).expand(made["mask"].shape)
+        state.log |= _report(rewards, correct, think, answer, k, made["mask"], self.wrong)
+        return {**made, "mask/policy": made["mask"].any(1), "advantages": advantages, "old_log_probs": log_p}
+
+    def _check_end(self, vocabulary: int) -> None:
+        end = () if self.end_think is None else (self.end_think,) if isinstance(self.end_think, int) else self.end_think
+        if any(not 0 <= token < vocabulary for token in end):
+            raise ValueError(f"end_think: expected tokens of the vocabulary, 0 to {vocabulary - 1}, got {self.end_think}")
+
+    def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
+        """Return what the reference says about the tokens, where the KL has a weight."""
+        if self.kl_weight == 0:
+            return {}
+        logits = forward(roles["reference"], batch["x"]).logits
+        return {"reference": token_log_probs(logits, batch["y"], temperature=self.sampling_temperature)}
+
+    def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
+        """Return the loss of every text, (N,)."""
+        log_p = token_log_probs(forward(roles["student"], batch["x"]).logits, batch["y"], temperature=self.sampling_temperature)
+        old = log_p.detach() if self.updates == 1 else batch["old_log_probs"]
+        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high, "dual_clip": math.inf}
+        losses = ppo_surrogate(log_p, old, batch["advantages"], **clips)
+        if self.kl_weight > 0:
+            losses = losses + self.kl_weight * kl_estimate(log_p, signal["reference"])
+        return {"policy": sequence_means(losses, batch["mask"])}
+
+
+def _report(rewards: Tensor, correct: Tensor, think: Tensor, answer: Tensor, k: Tensor, mask: Tensor, wrong: float) -> dict[str, float]:
+    """What the run's log shows of one batch; warns where right answers earn less than wrong ones."""
+    place = torch.arange(mask.shape[1], device=mask.device)
+    inverted = float((rewards[correct] < wrong).float().mean()) if correct.any() else 0.0
+    if inverted:
+        warnings.warn(f"pear: {inverted:.0%} of the right answers earn less than a wrong one; a floor would prevent it", stacklevel=2)
+    found = {
+        "reward": rewards.mean(),
+        "correct": correct.float().mean(),
+        "think_entropy": think.mean(),
+        "answer_entropy": answer.mean(),
+        "think_tokens": (mask & (place < k.unsqueeze(1))).sum(1).float().mean(),
+        "answer_tokens": (mask & (place > k.unsqueeze(1))).sum(1).float().mean(),
+    }
+    return {"inverted": inverted, **{name: float(value) for name, value in found.items()}}
+
+
+_WORK, _END, _ANSWERS, _LENGTH = 0, 5, tuple(range(6, 14)), 40  # tokens 1 to 4 are exploration
+
+
+def miniature(seed: int, size: Size) -> Miniature:
+    """Thinking in tokens of work and of exploration, then one of 8 answers, of which 4 are right once three pieces of work are done.
+
+    After exploration the next token is more often exploration again, so that entropy and length go together. 16 prompts that are the same.
+    ``think_entropy`` (nats per token), ``think_tokens``, ``accuracy`` and ``correlation`` (of the first two over texts) are of 4,000 fresh
+    texts. "grpo" is the same training without the penalty. "pear" has alpha = 0.5: at 1 the answer's entropy, which four right answers keep
+    above 1.4 nats, excuses all of the thinking.
+    """
+    steps, texts = (150, 4000) if size == "full" else (8, 200)
+    right = torch.randperm(8, generator=torch.Generator().manual_seed(seed))[:4] + _ANSWERS[0]
+    start = _thinker(right)
+
+    def verifier(batch: Batch, completions: Completions) -> Tensor:
+        worked = ((completions.ids == _WORK) & completions.mask).sum(1) >= 3
+        last = completions.ids.gather(1, completions.mask.sum(1, keepdim=True) - 1).squeeze(1)
+        return worked & torch.isin(last, right)
+
+    sampler = TableSampler(stop=_ANSWERS)
+    base = PEAR(alpha=0.5, end_think=_END, verifier=verifier, answers=8, max_new_tokens=_LENGTH, sampler=sampler)
+    measure = replace(base, answers=texts)  # a rollout that nobody learns from
+    arms = {}
+    for name, method, updates in (
+        ("untrained", base, 0),
+        ("grpo", replace(base, alpha=1e6), steps),
+        ("pear", base, steps),
+        ("pear-alpha-0", replace(base, alpha=0.0), steps),
+    ):
+        student = TablePolicy(start.table.detach(), start.moves)
+        with warnings.catch_warnings():  # without the answer's excuse some right answers earn less than wrong ones
+            warnings.simplefilter("ignore" if method.alpha == 0 else "default")
+            fit_policy(
+                method, {"student": student}, [prompts(torch.zeros(16, dtype=torch.int64))], steps=updates, learning_rate=2.0, seed=seed
+            )
+        arms[name] = _measure(measure, student, seed)
+    return Miniature(
+        arms=arms,
+        claims=(
+            Claim(name="thinking gets shorter", method="pear", baseline="grpo", metric="think_tokens", direction="lower"),
+            Claim(name="and surer", method="pear", baseline="grpo", metric="think_entropy", direction="lower"),
+            Claim(name="at an accuracy within 3 points", method="pear", baseline="grpo", metric="accuracy", margin=-0.03),
+        ),
+        notes=(f"{steps} updates of every policy, 8 answers to each of 16 prompts in each; alpha = 0.5",),
+    )
+
+
+def _thinker(right: Tensor) -> TablePolicy:
+    """States 2 w + e: w pieces of work done, e: the last token was exploration; 8 and 9: to answer, in vain and not; 10: done."""
+    likely, moves = torch.zeros(11, 14), torch.full((11, 14), 10)
+    for work in range(4):
+        for explored in range(2):
+            state, exploration, end = 2 * work + explored, 0.6 if explored else 0.15, 0.3 if work == 3 else 0.042
+            likely[state, 1:5] = exploration / 4
+            likely[state, [_WORK, _END]] = (1 - exploration) * torch.tensor([1 - end, end])
+            moves[state, 1:5] = 2 * work + 1
+            moves[state, [_WORK, _END]] = torch.tensor([2 * min(work + 1, 3), 9 if work == 3 else 8])
+    likely[8:, _ANSWERS[0] :] = 1 / 8
+    likely[9, _ANSWERS[0] :] = 0.15 / 4
+    likely[9, right] = 0.85 / 4
+    return TablePolicy(likely.log(), moves)
+
+
+def _measure(method: PEAR, student: TablePolicy, seed: int) -> dict[str, float]:
+    state = State(total_steps=1, seed=seed)
+    with torch.no_grad():
+        made = method.prepare(prompts(torch.zeros(1, dtype=torch.int64)), {"student": student}, state)
+        entropies = entropy(log_probs(student(made["x"]["input_ids"])))
+    think, _, k = phase_entropies(entropies, made["y"], made["mask"], method.end_think)
+    return {
+        "accuracy": state.log["correct"],
+        "think_tokens": state.log["think_tokens"],
+        "think_entropy": state.log["think_entropy"],
+        "answer_entropy": state.log["answer_entropy"],
+        "correlation": float(torch.corrcoef(torch.stack([think, k.float()]))[0, 1]),
+    }
