@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from preceptor.losses.divergence import forward_kl, generalized_jsd, log_probs, reverse_kl
-from preceptor.losses.token_stats import entropy, linear_stats, stats
+from preceptor.losses.token_stats import candidate_entropy, entropy, linear_stats, prefix_score, stats
 from preceptor.models.heads import Head
 
 
@@ -76,8 +76,7 @@ def test_a_pass_over_hidden_states_says_the_same(masked, chunk_rows):
     found = linear_stats(
         hidden.requires_grad_(),
         ours,
-        teacher_hidden=other,
-        teacher_head=theirs,
+        teacher=(other, theirs),
         kind="forward_kl",
         tokens=tokens,
         top=2,
@@ -116,9 +115,83 @@ def test_bad_input_is_refused(logits):
         with pytest.raises(ValueError, match=message):
             stats(log_q, **options)
     hidden, head = torch.zeros(2, 3), Head(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="teacher head: expected 5 classes like the student's, got 4"):
-        linear_stats(hidden, head, teacher_hidden=hidden, teacher_head=Head(torch.zeros(4, 3)))
-    with pytest.raises(ValueError, match=r"teacher hidden: expected shape \(2,\)"):
-        linear_stats(hidden, head, teacher_hidden=torch.zeros(1, 3), teacher_head=head)
-    with pytest.raises(ValueError, match=r"tokens: expected shape \(2,\)"):
-        linear_stats(hidden, head, tokens=torch.zeros(3, dtype=torch.int64))
+    for options, message in (
+        ({"teacher": (hidden, Head(torch.zeros(4, 3)))}, "teacher: expected the student's vocabulary of 5 tokens, got one of 4"),
+        ({"teacher": (torch.zeros(1, 3), head)}, r"teacher hidden: expected shape \(2, 3\), got \(1, 3\)"),
+        ({"teacher": (hidden, Head(torch.zeros(5, 7)))}, r"teacher hidden: expected shape \(2, 7\), got \(2, 3\)"),
+        ({"tokens": torch.zeros(3, dtype=torch.int64)}, r"tokens: expected shape \(2,\)"),
+        ({"mask": torch.zeros(3)}, r"mask: expected shape \(2,\)"),
+        ({"chunk_rows": 0}, "chunk_rows: expected at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear_stats(hidden, head, **options)
+
+
+def test_entropy_of_candidates_reference():
+    generator = torch.Generator().manual_seed(0)
+    log_probs_of_five = torch.randn(3, 5, generator=generator, dtype=torch.double)
+    for row, found in zip(log_probs_of_five.tolist(), candidate_entropy(log_probs_of_five).tolist(), strict=True):
+        p = [math.exp(v) / sum(map(math.exp, row)) for v in row]
+        assert math.isclose(found, -sum(v * math.log2(v) for v in p), rel_tol=1e-12)
+    shifted = candidate_entropy(log_probs_of_five - torch.tensor([[3.0], [40.0], [-2.0]]))
+    torch.testing.assert_close(shifted, candidate_entropy(log_probs_of_five))
+
+
+def test_the_ends_of_the_entropy_of_candidates():
+    for k in (2, 5, 20):
+        assert candidate_entropy(torch.full((k,), -9.0, dtype=torch.double)).item() == pytest.approx(math.log2(k))
+        assert candidate_entropy(torch.full((k,), -9.0, dtype=torch.double), base=math.e).item() == pytest.approx(math.log(k))
+    assert candidate_entropy(torch.tensor([0.0, -800.0, -torch.inf])).item() == pytest.approx(0.0, abs=1e-12)
+    assert candidate_entropy(torch.tensor([0.0, 0.0, -torch.inf])).item() == pytest.approx(1.0)
+
+
+def test_few_candidates_have_less_entropy_than_all(logits):
+    log_q = log_probs(2 * logits[0])
+    whole = entropy(log_q) / math.log(2)
+    for k in range(2, 7):
+        assert (candidate_entropy(log_q.topk(k).values) <= whole + 1e-12).all()
+    torch.testing.assert_close(candidate_entropy(log_q.topk(7).values), whole)
+
+
+def test_scores_of_answers_reference():
+    generator = torch.Generator().manual_seed(0)
+    entropies = torch.rand(4, 12, generator=generator, dtype=torch.double)
+    lengths = [12, 11, 4, 1]
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
+    for aggregate in ("top_fraction", "mean", "max"):
+        found = prefix_score(entropies, mask, aggregate=aggregate, fraction=0.25)
+        for row, length in enumerate(lengths):
+            values = sorted(entropies[row, :length].tolist(), reverse=True)
+            number = {"top_fraction": max(1, int(0.25 * length)), "mean": length, "max": 1}[aggregate]
+            assert math.isclose(found[row].item(), sum(values[:number]) / number, rel_tol=1e-12)
+
+
+def test_scores_do_not_depend_on_padding_or_on_the_order_of_answers():
+    entropies, mask = torch.rand(3, 6, dtype=torch.double), torch.arange(6) < torch.tensor([[6], [3], [2]])
+    found = prefix_score(entropies, mask)
+    torch.testing.assert_close(
+        prefix_score(torch.nn.functional.pad(entropies, (0, 9), value=7.0), torch.nn.functional.pad(mask, (0, 9))), found
+    )
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(prefix_score(entropies[order], mask[order]), found[order])
+    assert (prefix_score(entropies, mask) >= prefix_score(entropies, mask, aggregate="mean")).all()
+    assert (prefix_score(entropies, mask, aggregate="max") >= found).all()
+
+
+def test_an_answer_without_tokens_has_no_score():
+    found = prefix_score(torch.rand(2, 3), torch.tensor([[0, 0, 0], [1, 0, 0]]))
+    assert found.isnan().tolist() == [True, False]
+    for aggregate in ("mean", "max"):
+        assert prefix_score(torch.rand(1, 3), torch.zeros(1, 3), aggregate=aggregate).isnan().all()
+
+
+def test_bad_settings_of_scores_are_refused():
+    values, mask = torch.rand(1, 3), torch.ones(1, 3)
+    with pytest.raises(ValueError, match="aggregate: expected one of top_fraction, mean, max, got 'sum'"):
+        prefix_score(values, mask, aggregate="sum")
+    with pytest.raises(ValueError, match=r"fraction: expected a number in \(0, 1\], got 0"):
+        prefix_score(values, mask, fraction=0)
+    with pytest.raises(ValueError, match="base, eps: expected"):
+        candidate_entropy(values, base=1.0)
+    with pytest.raises(TypeError, match="log_probs: expected a floating-point tensor"):
+        candidate_entropy(torch.ones(3, dtype=torch.int64))

@@ -6,6 +6,7 @@ at a time, and is a pass without gradient: what selectors of tokens look at befo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preceptor.losses.checks import check_labels, check_unit_interval
+from preceptor.losses.checks import check_floating, check_labels, check_same_shape, check_unit_interval, check_vocabularies
 from preceptor.losses.divergence import jsd, kl, log_probs
-from preceptor.losses.linear_engine import CHUNK_ROWS, autocast, check_head, counted, project, run
-from preceptor.losses.numeric import lift_to_zero
+from preceptor.losses.numeric import lift_to_zero, upcast
 from preceptor.models.heads import Head
+
+Aggregate = Literal["top_fraction", "mean", "max"]
+"""How the entropies of an answer's tokens become one number, see `prefix_score`."""
 
 Divergence = Literal["reverse_kl", "forward_kl", "generalized_jsd"]
 """KL(student || teacher), KL(teacher || student), or `preceptor.losses.divergence.jsd` with the teacher's share beta."""
@@ -36,6 +39,58 @@ class TokenStats:
 def entropy(log_p: Tensor) -> Tensor:
     """-sum_v p_v log p_v of finite log-probabilities (..., V), in nats: shape (...), >= 0."""
     return lift_to_zero(-(log_p.exp() * log_p).sum(dim=-1))
+
+
+def candidate_entropy(log_probs: Tensor, *, base: float = 2.0, eps: float = 0.0) -> Tensor:
+    r"""Entropy of a few reported candidates, brought to sum 1: -sum_k p_k log(p_k + eps) / log(base).
+
+    EDCO (arXiv:2601.03725), released code.
+
+    Args:
+        log_probs: of the K candidates, shape (..., K), up to a constant in each row; -inf is a candidate that is not there.
+        base: > 1; 2 for bits, e for nats.
+        eps: >= 0; the released code has 1e-12.
+
+    Returns:
+        Shape (...), in [0, log K / log base] for eps = 0, at most what all tokens together have for peaked distributions.
+
+    Raises:
+        TypeError: log_probs are not floating point.
+        ValueError: base not above 1, or eps below 0.
+    """
+    check_floating(log_probs=log_probs)
+    if not base > 1 or eps < 0:
+        raise ValueError(f"base, eps: expected base > 1 and eps >= 0, got {base} and {eps}")
+    p = log_probs.softmax(dim=-1)
+    return -torch.xlogy(p, p + eps).sum(dim=-1) / math.log(base)
+
+
+def prefix_score(entropies: Tensor, mask: Tensor, *, aggregate: Aggregate = "top_fraction", fraction: float = 0.2) -> Tensor:
+    """One number for each answer from the entropies of its tokens.
+
+    Args:
+        entropies: shape (N, T), any unit.
+        mask: shape (N, T), 0 where no token was generated.
+        aggregate: the mean of the largest max(1, int(fraction * tokens)), of all, or the largest.
+        fraction: in (0, 1].
+
+    Returns:
+        Shape (N,), in the unit given; NaN for an answer without tokens: it is unscored.
+
+    Raises:
+        ValueError: shapes differ, an unknown aggregate, or a fraction outside (0, 1].
+    """
+    check_same_shape(entropies=entropies, mask=mask)
+    if aggregate not in get_args(Aggregate):
+        raise ValueError(f"aggregate: expected one of {', '.join(get_args(Aggregate))}, got {aggregate!r}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction: expected a number in (0, 1], got {fraction}")
+    counts = (mask != 0).sum(dim=1)
+    top = (fraction * counts.double() + 1e-9).long().clamp(min=1)
+    number = {"mean": counts, "max": counts.clamp(max=1), "top_fraction": top}[aggregate]
+    ordered = entropies.masked_fill(mask == 0, -torch.inf).sort(dim=1, descending=True).values
+    chosen = torch.arange(entropies.shape[1], device=entropies.device) < number[:, None]
+    return torch.where(counts > 0, ordered.masked_fill(~chosen, 0.0).sum(dim=1) / number, torch.nan)
 
 
 def stats(
@@ -91,96 +146,65 @@ def _divergence(log_q: Tensor, log_p: Tensor, kind: Divergence, beta: float, amo
             return jsd(log_p, log_q, beta=beta)
 
 
+@torch.no_grad()
 def linear_stats(
     hidden: Tensor,
     head: Head,
     *,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: Head | None = None,
+    teacher: tuple[Tensor, Head] | None = None,
     kind: Divergence = "reverse_kl",
     beta: float = 0.5,
     among: int = 0,
     tokens: Tensor | None = None,
     top: int = 0,
     mask: Tensor | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int = 256,
 ) -> TokenStats:
-    """`stats` from hidden states and heads, without gradient: one matrix product per side, one log-softmax per side.
+    """`stats` from hidden states and heads, without gradient: one matrix product and one log-softmax per side.
 
     Args:
         hidden: of the model, shape (..., D).
         head: of the model, (V, D).
-        teacher_hidden: shape (..., E), the same leading shape; None: no divergence.
-        teacher_head: (V, E).
+        teacher: hidden states (..., E) with the same leading shape, and head (V, E); None: no divergence.
         kind, beta, among, tokens, top: see `stats`.
         mask: shape (...), 0 where a token does not count: it costs nothing, and its values are 0.
-        chunk_rows: rows whose logits exist at a time.
+        chunk_rows: rows whose logits exist at a time, at least 1.
     Raises:
-        TypeError: hidden or head are not floating point, or tokens not integers.
+        TypeError: hidden states are not floating point, or tokens not integers.
         ValueError: vocabularies differ, a shape does not fit, or what `stats` refuses.
     """
-    check_head(hidden, head)
-    keep = counted(hidden, mask)
-    measure = _Measure(kind=kind, beta=beta, among=among, top=top)
-    if teacher_hidden is not None and teacher_head is not None:
-        check_head(teacher_hidden, teacher_head, "teacher ")
-        if teacher_hidden.shape[:-1] != hidden.shape[:-1]:
-            raise ValueError(f"teacher hidden: expected shape {tuple(hidden.shape[:-1])} + (E,), got {tuple(teacher_hidden.shape)}")
-        if len(teacher_head.weight) != len(head.weight):
-            raise ValueError(f"teacher head: expected {len(head.weight)} classes like the student's, got {len(teacher_head.weight)}")
-        states, teacher_head = autocast(teacher_hidden.reshape(-1, teacher_hidden.shape[-1]), teacher_head)
-        measure.teacher_hidden, measure.teacher_head = states if keep is None else states[keep], teacher_head
-    if tokens is not None:
-        if tokens.shape != hidden.shape[:-1]:
-            raise ValueError(
-                f"tokens: expected shape {tuple(hidden.shape[:-1])} for hidden {tuple(hidden.shape)}, got {tuple(tokens.shape)}"
-            )
-        measure.tokens = tokens.flatten() if keep is None else tokens.flatten()[keep]
-    with torch.no_grad():
-        columns = list(run(hidden, head, measure, keep, chunk_rows=chunk_rows).unbind(dim=-1))
+    sides = [(hidden, head)] if teacher is None else [(hidden, head), teacher]
+    shape = hidden.shape[:-1]
+    for name, (states, layer) in zip(("hidden", "teacher hidden"), sides, strict=False):
+        check_floating(**{name: states})
+        if states.shape[:-1] != shape or states.shape[-1:] != layer.weight.shape[-1:]:
+            raise ValueError(f"{name}: expected shape {(*shape, layer.weight.shape[-1])}, got {tuple(states.shape)}")
+    for name, values in (("tokens", tokens), ("mask", mask)):
+        if values is not None and values.shape != shape:
+            raise ValueError(f"{name}: expected shape {tuple(shape)} (one per row), got {tuple(values.shape)}")
+    if teacher is not None:
+        check_vocabularies(len(head.weight), teacher=len(teacher[1].weight))
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows: expected at least 1, got {chunk_rows}")
+    index = (torch.ones(shape, device=hidden.device) if mask is None else mask).flatten().nonzero().squeeze(1)
+    columns = len(sides) + (tokens is not None) + top
+    table = torch.zeros(shape.numel(), columns, dtype=upcast(head.weight[:0]).dtype, device=hidden.device)
+    step = max(1, _CACHE // len(head.weight)) if hidden.device.type == "cpu" else chunk_rows
+    for rows in index.split(chunk_rows):
+        logits = [layer.logits(states.reshape(-1, states.shape[-1])[rows]) for states, layer in sides]
+        for *block, here in zip(*(side.split(step) for side in logits), rows.split(step), strict=True):
+            log_q, *log_p = map(log_probs, block)
+            given = None if tokens is None else tokens.flatten()[here]
+            said = stats(log_q, teacher=log_p[0] if log_p else None, kind=kind, beta=beta, among=among, tokens=given, top=top)
+            single = [values for values in (said.entropy, said.divergence, said.log_prob) if values is not None]
+            table[here] = torch.cat([torch.stack(single, dim=-1), *([] if said.top is None else [said.top])], dim=-1)
+    found = list(table.view(*shape, columns).unbind(dim=-1))
     return TokenStats(
-        entropy=columns.pop(0),
-        divergence=None if measure.teacher_head is None else columns.pop(0),
-        log_prob=None if tokens is None else columns.pop(0),
-        top=torch.stack(columns, dim=-1) if top else None,
+        entropy=found.pop(0),
+        divergence=None if teacher is None else found.pop(0),
+        log_prob=None if tokens is None else found.pop(0),
+        top=torch.stack(found, dim=-1) if top else None,
     )
 
 
-@dataclass(kw_only=True)
-class _Measure:
-    """A row loss of `preceptor.losses.linear_engine` that is measured only."""
-
-    kind: Divergence
-    beta: float
-    among: int
-    top: int
-    teacher_hidden: Tensor | None = None
-    teacher_head: Head | None = None
-    tokens: Tensor | None = None
-
-    @property
-    def columns(self) -> int:
-        """Entropy, and what was asked for."""
-        return 1 + (self.teacher_head is not None) + (self.tokens is not None) + self.top
-
-    def teacher(self, rows: slice) -> Tensor | None:
-        """The teacher's logits."""
-        if self.teacher_hidden is None or self.teacher_head is None:
-            return None
-        hidden = self.teacher_hidden[rows]
-        return project(hidden, self.teacher_head, hidden.new_empty(len(hidden), len(self.teacher_head.weight)))
-
-    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, None]:
-        """The statistics of a block of rows, side by side."""
-        found = stats(
-            log_probs(logits),
-            teacher=None if teacher is None else log_probs(teacher),
-            kind=self.kind,
-            beta=self.beta,
-            among=self.among,
-            tokens=None if self.tokens is None else self.tokens[rows],
-            top=self.top,
-        )
-        single = [value for value in (found.entropy, found.divergence, found.log_prob) if value is not None]
-        values = torch.stack(single, dim=-1)
-        return (values if found.top is None else torch.cat([values, found.top], dim=-1)), None
+_CACHE = 2**19  # logits of one block of the elementwise part: what fits into the second-level cache of a core with its temporaries

@@ -141,9 +141,7 @@ class TIP(Method):
             return linear_stats(hidden, student, mask=batch["mask"]), {}
         states = hidden_states(roles["teacher"], batch["x"])
         kind, beta, among = ("generalized_jsd", 0.5, self.jsd_top_k) if sampling else (self.divergence, self.beta, 0)
-        found = linear_stats(
-            hidden, student, teacher_hidden=states, teacher_head=teacher, kind=kind, beta=beta, among=among, mask=batch["mask"]
-        )
+        found = linear_stats(hidden, student, teacher=(states, teacher), kind=kind, beta=beta, among=among, mask=batch["mask"])
         return found, {"teacher_hidden": states}
 
     def _scores(self, found: TokenStats, mask: Tensor, vocabulary: int, generator: torch.Generator) -> Tensor:

@@ -103,10 +103,11 @@ class Rows:
         whole: all rows.
         batch_size: rows in a batch.
         seed: of the order.
+        scan_size: rows in a batch of `scan`; None: as many.
     """
 
-    def __init__(self, whole: Batch, *, batch_size: int, seed: int) -> None:
-        self.whole, self.batch_size = whole, batch_size
+    def __init__(self, whole: Batch, *, batch_size: int, seed: int, scan_size: int | None = None) -> None:
+        self.whole, self.scan_size = whole, scan_size or batch_size
         self.sampler = Epochs(num_examples(whole), batch_size=batch_size, seed=seed)
         self.place = 0
 
@@ -117,7 +118,7 @@ class Rows:
 
     def scan(self) -> Iterator[Batch]:
         """One pass in order."""
-        return (take(self.whole, rows) for rows in torch.arange(num_examples(self.whole)).split(self.batch_size))
+        return (take(self.whole, rows) for rows in torch.arange(num_examples(self.whole)).split(self.scan_size))
 
     def state_dict(self) -> dict[str, Any]:
         """The number of batches given."""
