@@ -184,7 +184,7 @@ CHECKS = {
         ("TeacherRecipe.seed", {}, {"teacher.seed": 1}),
         ("Training.optimizer", {}, {"training.optimizer": "SGD"}),
         ("Training.optimizer_options", {}, {"training.optimizer_options": {"weight_decay": 5.0}}),
-        ("Training.clip", {}, {"training.clip": 1e-4, "training.optimizer": "SGD"}),
+        ("Training.clip", {"training.optimizer": "SGD"}, {"training.optimizer": "SGD", "training.clip": 1e-4}),
         ("Training.precision", {}, {"training.precision": "bf16"}),
         ("Training.ema", {}, {"training.ema": 0.9}),
     ]
@@ -500,7 +500,7 @@ def _(house):
         chosen.append(next(line["step"] for line in run.validations if line["valid"][monitor] == value))
         student = made.student()
         student.load_state_dict(load_file(run.folder / "student" / "model.safetensors"))
-        logits = student(made.valid.batch(torch.arange(len(made.valid)))["x"])
+        logits = student(made.valid.batch(torch.arange(len(made.valid)))["x"]).detach()
         measured = {
             "accuracy": float((logits.argmax(1) == made.valid.labels).double().mean()),
             "nll": float(nn.functional.cross_entropy(logits, made.valid.labels)),
