@@ -119,6 +119,7 @@ class Method:
 
     coupled: ClassVar[bool] = False  # the loss relates the items of a batch: microbatches are refused
     gradient_free: ClassVar[bool] = False  # never calls compute()
+    cached: ClassVar[tuple[str, ...]] = ()  # kinds of teacher cache that can answer for `signal`; see `preceptor.teachers.cache`
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Turn a batch of the source into the batch to train on, without gradient (rollouts, attacks, noise, token masks)."""

@@ -11,6 +11,7 @@ implementations. Maps of different sizes are average-pooled to the smaller one. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -46,6 +47,8 @@ CARD = Card(
 @dataclass(frozen=True, kw_only=True)
 class AttentionTransfer(Method):
     """Activation-based attention at pairs of convolutional layers; numbers of channels may differ."""
+
+    cached: ClassVar[tuple[str, ...]] = ("features",)
 
     student_layers: tuple[str, ...] = ()  # must be given; the paper uses the end of every stage
     teacher_layers: tuple[str, ...] = ()  # must be given, one for each of the student's

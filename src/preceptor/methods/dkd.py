@@ -14,6 +14,7 @@ class is still that of ``y``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,6 +81,8 @@ def decoupled_kl(student: Tensor, teacher: Tensor, labels: Tensor, *, temperatur
 @dataclass(frozen=True, kw_only=True)
 class DKD(Method):
     """Decoupled distillation with a linear warm-up."""
+
+    cached: ClassVar[tuple[str, ...]] = ("logits",)
 
     temperature: float = 4.0  # T > 0; mdistiller, CIFAR-100
     alpha: float = 1.0  # weight of the target part; mdistiller, CIFAR-100

@@ -48,6 +48,7 @@ class RKD(Method):
     """Distance-wise and angle-wise relations at pairs of layers, usually the input of the classifier (``fc:input``)."""
 
     coupled: ClassVar[bool] = True
+    cached: ClassVar[tuple[str, ...]] = ("features",)
 
     student_layers: tuple[str, ...] = ()  # must be given; the paper uses the last embedding
     teacher_layers: tuple[str, ...] = ()  # must be given, one for each of the student's
