@@ -81,11 +81,14 @@ def preflight(
         )
         lines.append(f"teacher cost: {teacher_seconds * 1e3:.1f} ms per batch of {_length(batch)}")
         notes.append(f"The teacher on the validation part: {score}.")
+    if task.cache is not None:
+        lines.append(f"teacher: {task.cache}")
+        notes.append(f"The teacher answered from a cache: {task.cache}.")
     total = sum(seconds.values()) * steps * trials
     each = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     lines.append(f"time: {steps:,} updates per trial ({each} per update), {len(methods) * trials} trial(s), about {_duration(total)}")
     memory = max(cost.memory_mb for cost in costs.values())
-    lines.append(f"memory: about {memory:.0f} MB for weights, gradients, optimizer and activations, besides the process itself")
+    lines.append(f"memory: about {max(1.0, memory):,.0f} MB for weights, gradients, optimizer and activations, besides the process itself")
     return Preflight(lines=tuple(lines), notes=tuple(notes), seconds_per_step=seconds, steps=steps, memory_mb=memory)
 
 
@@ -150,7 +153,7 @@ def _measure(task: Task, method: Method, student: nn.Module, training: Training)
     accelerator = make_accelerator(training.precision)
     steps, seconds, memory = 0, 0.0, 0.0
     teacher = task.teacher
-    for stage in method.stages(teacher, deepcopy(student)):
+    for stage in task.stages(method, deepcopy(student)):
         roles = {"student": stage.student} | ({} if teacher is None else {"teacher": teacher})
         roles |= {name: deepcopy(module) for name, module in task.roles.items()}
         made = set_up(task, stage.method, roles, training, seed=0, accelerator=accelerator)
