@@ -6,7 +6,9 @@ up gradients after the backward pass; sharding is torch's FSDP2, applied in plac
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,6 +54,8 @@ def broadcast(roles: Roles) -> None:
     check_world(PartialState().num_processes, world_size(), os.environ)
     if world_size() == 1:
         return
+    atexit.unregister(_settle)  # handlers run the last one first, and each as often as it was registered
+    atexit.register(_settle)
     with torch.no_grad():
         for name in sorted(roles):
             for tensor in (*roles[name].parameters(), *roles[name].buffers()):
@@ -59,6 +63,16 @@ def broadcast(roles: Roles) -> None:
                     message = tensor.contiguous()
                     dist.broadcast(message, src=0)
                     tensor.copy_(message)
+
+
+def _settle() -> None:
+    """Give gloo's threads the time to drop the tensors of the last messages.
+
+    One that has to ask for Python's lock when Python has already gone aborts the process ("terminate called without an active
+    exception"). Destroying the group would join them, but not where a role is sharded: torch's caches keep the mesh, which keeps the
+    group.
+    """
+    time.sleep(0.1)
 
 
 def shard(module: nn.Module) -> nn.Module:
