@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from preceptor.caching import run_cache
 from preceptor.core.method import NonFinite
 from preceptor.data.text import Texts
 from preceptor.execute import prepare, run_compare, run_distill
@@ -412,6 +413,13 @@ def _(house):
 # ---- teacher
 
 
+@field("TeacherRecipe.cache")
+def _(house):
+    cached = house.run({"teacher.cache": str(cache(house).folder)})
+    assert [row["role"] for row in cached.result["rows"]] == ["method"]
+    assert torch.equal(cached.weights, house.run({}).weights)
+
+
 @field("TeacherRecipe.train")
 def _(house):
     longer, none = {"teacher.train": {"steps": 50, "batch_size": 32, "learning_rate": 0.03}}, {"teacher.train": None}
@@ -620,6 +628,56 @@ def _(house):
 @field("SweepRecipe.methods")
 def _(house):
     assert points(house.compare({"study.sweep": {"sizes": [20], "methods": ["ce"]}})) == {(20, "ce"), (60, "ce")}
+
+
+# ---- cache
+
+
+def cache(house, **wanted):
+    """The cache of the base recipe with changes to what is kept."""
+    name = "-".join(f"{key}-{value}" for key, value in wanted.items()) or "base"
+    changes = {f"cache.{key}": value for key, value in wanted.items()}
+    return run_cache(house.recipe(changes), out=house.folder / "caches" / name, name="base", bars=Bars(Console(file=io.StringIO())))
+
+
+def answers(house, **wanted):
+    """What it says about the first examples."""
+    made = cache(house, **wanted)
+    return made.signal(house.prepare({}).train.ids[:5])
+
+
+@field("CacheRecipe.kind")
+def _(house):
+    assert answers(house).keys() == {"logits"}
+    assert answers(house, kind="sample", k=2).keys() == {"sample_indices", "sample_weights"}
+
+
+@field("CacheRecipe.k")
+def _(house):
+    assert [answers(house, kind="top-k", k=k)["top_indices"].shape for k in (1, 2)] == [(5, 1), (5, 2)]
+
+
+@field("CacheRecipe.temperature")
+def _(house):
+    cold, warm = (answers(house, kind="top-k", k=1, temperature=temperature)["top_logprobs"] for temperature in (1.0, 4.0))
+    assert (warm < cold).all()
+
+
+@field("CacheRecipe.precision")
+def _(house):
+    assert torch.equal(answers(house)["logits"].half().float(), answers(house, precision="float16")["logits"])
+    assert cache(house, precision="float16").bytes_per_item < cache(house).bytes_per_item
+
+
+@field("CacheRecipe.seed")
+def _(house):
+    one, other = (answers(house, kind="sample", k=1, temperature=9.0, seed=seed)["sample_indices"] for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
+@field("CacheRecipe.layers")
+def _(house):
+    assert answers(house, kind="features", layers=["hidden1"])["features"]["hidden1"].shape == (5, 8)
 
 
 # ---- every field

@@ -18,7 +18,7 @@ LAYERS = [
     {"training", "task", "trial", "preflight", "result", "distillation"},
     {"studies.study", "studies.workers", "export", "export_check"},
     {"recipe", "progress"},
-    {"execute"},
+    {"execute", "caching"},
     {"cli"},
 ]
 ANYWHERE = {"catalog", "core.types", ""}  # torch-free leaves

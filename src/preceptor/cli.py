@@ -152,6 +152,26 @@ def compare(
 
 
 @app.command()
+def cache(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the cache; by default the recipe's teacher.cache, or runs/NAME-cache.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the recipe's teacher about every training example once and keep its answers; again after a stop, it goes on."""
+    go_on = f"preceptor cache {' '.join([str(recipe), *(overrides or [])])}{f' --out {out}' if out else ''}"
+    with _checked(go_on), _bars() as bars:
+        from preceptor.caching import run_cache
+        from preceptor.recipe import read_recipe
+
+        made = run_cache(read_recipe(recipe, overrides or []), out=out, name=recipe.stem, bars=bars)
+    facts = {"folder": str(made.folder), "items": made.items, "bytes_per_item": made.bytes_per_item, "kl_bound": made.kl_bound}
+    print(json.dumps(facts, indent=1) if as_json else f"cache: {made}\nuse it with: teacher.cache={made.folder}")
+
+
+@app.command()
 def evaluate(run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")], as_json: AsJson = False) -> None:
     """Measure a saved student again on the test part of its recipe."""
     with _checked(), _bars() as bars:

@@ -23,6 +23,7 @@ from preceptor.preflight import Preflight, preflight
 from preceptor.report.page import write_report
 from preceptor.result import build_result, write_result
 from preceptor.task import Task
+from preceptor.teachers.cache import Cache
 from preceptor.training import Training
 from preceptor.trial import Progress, run_trial
 
@@ -50,7 +51,7 @@ def distill(
     *,
     student: nn.Module,
     train: Any,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Cache | None = None,
     valid: Any = None,
     test: Any = None,
     method: str | Method = "classic-kd",
@@ -77,7 +78,7 @@ def distill(
     Args:
         student: any module that maps inputs to logits (N, C), or returns an output with ``logits``; trained in place, never wrapped.
         train: training data: (x, y) tensors or arrays, a ``torch.utils.data.Dataset`` of (x, y), a ``datasets.Dataset``, or `Examples`.
-        teacher: likewise a classifier, of the same classes; None for methods that need none.
+        teacher: likewise a classifier, of the same classes; or a cache of what one says about ``train``; None for methods that need none.
         valid: validation data, which choose the weights kept; by default a stratified tenth of ``train``, by seed.
         test: data for the final numbers, read once at the end.
         method: a slug of ``preceptor list``, or a method object.
@@ -150,12 +151,16 @@ def make_task(
     valid: Any,
     test: Any,
     *,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Cache | None,
     seed: int = 0,
     augment: Augment | None = None,
     roles: Mapping[str, nn.Module] | None = None,
 ) -> Task:
-    """Check the data, split a validation part off where none is given, and see that no part shares an example with another."""
+    """Check the data, split a validation part off where none is given, and see that no part shares an example with another.
+
+    Raises:
+        ValueError, TypeError: data that do not pass, or a cache of other data or views.
+    """
     training = examples_from(train, name="train")
     classes = training.num_classes
     testing = None if test is None else examples_from(test, classes, name="test")
@@ -167,7 +172,13 @@ def make_task(
         validation = examples_from(valid, classes, name="valid")
     parts: dict[str, Examples] = {"train": training, "valid": validation} | ({} if testing is None else {"test": testing})
     check_disjoint(parts)
-    return Task(train=training, valid=validation, test=testing, teacher=teacher, augment=augment, roles=roles or {})
+    task = Task(train=training, valid=validation, test=testing, augment=augment, roles=roles or {})
+    if isinstance(teacher, Cache):
+        teacher.check({"data": data_fingerprint(training), "augment": None if augment is None else repr(augment)})
+        task.cache = teacher
+    else:
+        task.teacher = teacher
+    return task
 
 
 def make_method(method: str | Method, options: Mapping[str, Any] | None) -> Method:
@@ -236,7 +247,13 @@ def write_recipe(recipe: str, folder: Path | None) -> None:
 def data_identity(task: Task) -> dict[str, Any]:
     """What a run was given to learn from, for the check on resuming."""
     teacher = None if task.teacher is None else fingerprint(task.teacher)
-    return {"train": data_fingerprint(task.train), "valid": data_fingerprint(task.valid), "teacher": teacher, "augment": repr(task.augment)}
+    found = {
+        "train": data_fingerprint(task.train),
+        "valid": data_fingerprint(task.valid),
+        "teacher": teacher,
+        "augment": repr(task.augment),
+    }
+    return found if task.cache is None else {**found, "cache": task.cache.digest}
 
 
 def notes_on(task: Task, found: Preflight) -> list[str]:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from preceptor.core.run import fingerprint
 from preceptor.data.augment import augmentation
 from preceptor.data.datasets import load
 from preceptor.data.examples import Examples
 from preceptor.data.sources import Augment
 from preceptor.data.splits import holdout, take
-from preceptor.data.text import pack, parts, read_documents
+from preceptor.data.text import Texts, pack, parts, read_documents
 from preceptor.distillation import Result, distill, make_method, make_task, size_of
 from preceptor.export import Exported, Format, export
 from preceptor.models.adapters import resolve
@@ -27,6 +28,7 @@ from preceptor.models.language import load_language, load_tokenizer
 from preceptor.progress import Bars
 from preceptor.recipe import Recipe, TeacherRecipe, TextRecipe, dump, read_recipe
 from preceptor.studies.study import Study, compare
+from preceptor.teachers.cache import Cache, tokenizer_fingerprints
 from preceptor.trial import run_trial
 
 
@@ -43,6 +45,22 @@ class Prepared:
     teacher: nn.Module | None
     teacher_seconds: float | None = None
     augment: Augment | None = None
+
+    def teaches(self) -> nn.Module | Cache | None:
+        """What a method learns from: the teacher, or the cache that the recipe names.
+
+        Raises:
+            ValueError: the cache is another teacher's or tokenizer's, or was altered.
+        """
+        described = self.recipe.teacher
+        if described is None or described.cache is None:
+            return self.teacher
+        expect: dict[str, Any] = tokenizer_fingerprints(self.train.tokenizer) if isinstance(self.train, Texts) else {}
+        if described.model is not None:
+            expect["described"] = describe_teacher(self.recipe, described)
+        if self.teacher is not None:
+            expect["teacher"] = fingerprint(self.teacher)
+        return Cache.open(described.cache, expect)
 
     def student(self) -> nn.Module:
         """A new student, from torch's present random state."""
@@ -70,9 +88,10 @@ def prepare(recipe: Recipe, *, bars: Bars) -> Prepared:
     train = pool if described.train_images is None else take(pool, described.train_images, seed=None)
     views = augmentation(train, **described.augment.model_dump())
     teacher, seconds = None, None
-    if recipe.teacher is not None:
+    model = _model_to_load(recipe)
+    if recipe.teacher is not None and model is not None:
         images = pool if recipe.teacher.images is None else take(pool, recipe.teacher.images, seed=None)
-        made = partial(resolve, recipe.teacher.model, num_classes=data.train.num_classes)
+        made = partial(resolve, model, num_classes=data.train.num_classes)
         teacher_views = augmentation(images, **described.augment.model_dump())
         teacher, seconds = _teacher(recipe, recipe.teacher, made, images, valid, teacher_views, bars)
     return Prepared(
@@ -105,11 +124,35 @@ def _prepare_text(recipe: Recipe, described: TextRecipe, bars: Bars) -> Prepared
     test = packed(documents["test"], most=described.test_rows, name="test")
     bars.say(f"texts: training on {size_of(train)} of {size_of(pool)}; {size_of(valid)} for validation, {size_of(test)} for test")
     teacher, seconds = None, None
-    if recipe.teacher is not None:
-        bars.say(f"teacher: loading {recipe.teacher.model}")
-        made = partial(load_language, recipe.teacher.model)
+    model = _model_to_load(recipe)
+    if recipe.teacher is not None and model is not None:
+        bars.say(f"teacher: loading {model}")
+        made = partial(load_language, model)
         teacher, seconds = _teacher(recipe, recipe.teacher, made, pool, valid, None, bars)
     return Prepared(recipe=recipe, pool=pool, train=train, valid=valid, test=test, teacher=teacher, teacher_seconds=seconds)
+
+
+def _model_to_load(recipe: Recipe) -> str | dict[str, Any] | None:
+    """The teacher's model where it is needed: a cache answers for it, but a student may be made of it."""
+    if recipe.teacher is None or (recipe.teacher.cache is not None and not recipe.made_of_teacher):
+        return None
+    return recipe.teacher.model
+
+
+def describe_teacher(recipe: Recipe, described: TeacherRecipe) -> str:
+    """The teacher of a recipe in words: its model and, where it is trained, the name it is kept under."""
+    model = described.model if isinstance(described.model, str) else json.dumps(described.model, sort_keys=True)
+    return model if described.train is None else f"{model}, trained as {_name(recipe, described)}"
+
+
+def _name(recipe: Recipe, described: TeacherRecipe) -> str:
+    """The folder of a trained teacher: a digest of all that made it."""
+    made_of: list[Any] = [described.model_dump(mode="json", exclude={"folder", "cache"})]
+    if recipe.data is not None:
+        made_of.append(recipe.data.model_dump(mode="json", exclude={"train_images"}))
+    if recipe.text is not None:
+        made_of.append(recipe.text.model_dump(mode="json", exclude={"rows"}))
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _teacher(
@@ -127,13 +170,7 @@ def _teacher(
         model = make()
     if described.train is None:
         return model.eval(), None
-    made_of: list[Any] = [described.model_dump(mode="json", exclude={"folder"})]
-    if recipe.data is not None:
-        made_of.append(recipe.data.model_dump(mode="json", exclude={"train_images"}))
-    if recipe.text is not None:
-        made_of.append(recipe.text.model_dump(mode="json", exclude={"rows"}))
-    name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(described.folder) / name
+    folder = Path(described.folder) / _name(recipe, described)
     kept = (folder / "trial.json").exists()
     bars.say(f"teacher: {'kept' if kept else 'training on ' + str(len(examples)) + ' examples, kept'} in {folder}")
     task = make_task(examples, valid, None, teacher=None, augment=views)
@@ -159,7 +196,7 @@ def run_distill(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Resul
     return distill(
         student=made.student(),
         train=made.train,
-        teacher=made.teacher,
+        teacher=made.teaches(),
         valid=made.valid,
         test=made.test,
         method=recipe.method["name"],
@@ -190,7 +227,7 @@ def run_compare(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Study
         student=made.student,
         train=made.train,
         methods=recipe.arms(),
-        teacher=made.teacher,
+        teacher=made.teaches(),
         valid=made.valid,
         test=made.test,
         seeds=study.seeds,
@@ -261,5 +298,5 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    walk("", recipe.model_dump(mode="json", exclude={"title", "study", "trackers"}))
+    walk("", recipe.model_dump(mode="json", exclude={"title", "study", "trackers", "cache"}))
     return flat

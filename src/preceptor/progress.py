@@ -49,15 +49,18 @@ class Bars:
 
     def trial(self, name: str, record: Record, steps: int) -> None:
         """Move the bar of one trial."""
-        detail = f"loss {record.losses.get('total', float('nan')):.4f}"
+        self.count(name, record.step, steps, "update", f"loss {record.losses.get('total', float('nan')):.4f}")
+
+    def count(self, name: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Move the bar of anything that is counted."""
         if self.live:
             if name not in self.tasks:
-                self.tasks[name] = self.progress.add_task(name, total=steps, detail="")
-            self.progress.update(self.tasks[name], completed=record.step, detail=detail)
-            if record.step == steps:
+                self.tasks[name] = self.progress.add_task(name, total=total, detail="")
+            self.progress.update(self.tasks[name], completed=done, detail=detail)
+            if done == total:
                 self.progress.remove_task(self.tasks.pop(name))
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or record.step == steps:
-            self._line(f"{name}: update {record.step}/{steps}, {detail}")
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or done == total:
+            self._line(f"{name}: {unit} {done}/{total}{detail and ', '}{detail}")
 
     def study(self, name: str, record: Record | None, steps: int, done: int, total: int) -> None:
         """Move the bars of a study: its trials, and the present trial's updates."""

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from preceptor.catalog import nearest, read
 from preceptor.distillation import make_method
-from preceptor.training import HIGHER_IS_BETTER, Training
+from preceptor.teachers.targets import Kind, Precision
+from preceptor.training import BESIDE_TEACHER, HIGHER_IS_BETTER, Training
 
 
 class _Strict(BaseModel):
@@ -83,8 +84,10 @@ class TextRecipe(_Strict):
 class TeacherRecipe(_Strict):
     """Which model teaches, and how it is trained where it is not trained yet."""
 
-    model: str | dict[str, Any]
+    model: str | dict[str, Any] | None = None
     """See `preceptor.models.adapters.resolve`, for language models `preceptor.models.language.load_language`."""
+    cache: str | None = None
+    """A folder that ``preceptor cache`` wrote: it answers in the teacher's stead, which is then not loaded."""
     train: Training | None = None
     """Train it once by cross-entropy and keep it in ``folder``; absent: it comes with its weights."""
     images: Annotated[int, Field(ge=1)] | None = None
@@ -92,6 +95,22 @@ class TeacherRecipe(_Strict):
     seed: int = 0
     folder: str = "runs/teachers"
     """Trained teachers are kept here, by what made them."""
+
+
+class CacheRecipe(_Strict):
+    """What ``preceptor cache`` keeps of a teacher's answers; see `preceptor.teachers.cache.Spec`."""
+
+    kind: Kind = "logits"
+    k: Annotated[int, Field(ge=1)] | None = None
+    """Classes kept of each item, for ``top-k`` and ``sample``."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the softmax of ``top-k`` and ``sample``; methods learn at the same."""
+    precision: Precision | None = None
+    """``float32``, ``float16`` or ``compact``; by default ``compact`` for ``top-k`` and ``sample``, else ``float32``."""
+    seed: int = 0
+    """Of a sample."""
+    layers: list[str] = []
+    """The teacher's layers, for ``features``."""
 
 
 class SweepRecipe(_Strict):
@@ -146,6 +165,7 @@ class Recipe(_Strict):
     trackers: list[str] = []
     """Any of tensorboard, wandb, trackio; off by default."""
     study: StudyRecipe = StudyRecipe()
+    cache: CacheRecipe = CacheRecipe()
 
     @field_validator("method", mode="before")
     @classmethod
@@ -168,9 +188,21 @@ class Recipe(_Strict):
         if self.text is not None and self.text.tokenizer is None and (self.teacher is None or not isinstance(self.teacher.model, str)):
             raise ValueError("text.tokenizer: expected smollm2, gguf:FILE or hf:PATH where no teacher brings one, got nothing")
         self.check_method(self.method)
-        if isinstance(self.student, dict) and {"shrink", "keep_layers"} & self.student.keys() and self.teacher is None:
+        if self.teacher is not None and self.teacher.model is None and self.teacher.cache is None:
+            raise ValueError("teacher.model: expected a model, or a folder in teacher.cache, got neither")
+        if self.made_of_teacher and (self.teacher is None or self.teacher.model is None):
             raise ValueError("student: expected a teacher to make smaller, got none")
+        if self.teacher is not None and self.teacher.cache is not None and self.training.monitor in BESIDE_TEACHER:
+            raise ValueError(f"training.monitor: expected a metric that needs no teacher beside a cache, got {self.training.monitor!r}")
         return self
+
+    @property
+    def made_of_teacher(self) -> bool:
+        """Whether the student is made of the teacher's layers or widths."""
+        spec = self.student
+        if isinstance(spec, dict) and "lora" in spec:
+            spec = spec.get("of", {"keep_layers": 1})
+        return isinstance(spec, dict) and bool({"shrink", "keep_layers"} & spec.keys())
 
     def check_method(self, method: Mapping[str, Any]) -> None:
         """Refuse a method that does not exist, takes no such hyper-parameter, or lacks what it needs."""

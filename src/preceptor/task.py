@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from preceptor.core.method import Method, Stage
 from preceptor.core.types import Batch, Roles
 from preceptor.data.examples import Examples
 from preceptor.data.sources import Augment
@@ -18,6 +19,7 @@ from preceptor.metrics.evaluate import Predictions, predict, score
 from preceptor.metrics.language import Said, hear, score_tokens
 from preceptor.models.adapters import count_classes
 from preceptor.models.language import context_length
+from preceptor.teachers.cache import Cache, from_cache
 
 Says = Predictions | Reliability
 """What is kept of what a student said: its predictions, or of a language model how sure and how right it was."""
@@ -30,6 +32,7 @@ class Task:
     Args:
         train, valid, test: disjoint parts; without a test part the validation part is measured in its stead.
         teacher: None for training without one.
+        cache: answers in a teacher's stead while a student trains.
         augment: applied to training batches.
         roles: further networks that a method asks for.
         teacher_says: what the teacher said about a part, by its name; filled when first asked.
@@ -39,6 +42,7 @@ class Task:
     valid: Examples
     test: Examples | None = None
     teacher: nn.Module | None = None
+    cache: Cache | None = None
     augment: Augment | None = None
     roles: Mapping[str, nn.Module] = field(default_factory=dict)
     teacher_says: dict[str, Predictions | Said] = field(default_factory=dict)
@@ -47,6 +51,18 @@ class Task:
     def measured(self) -> Examples:
         """The part that the final numbers come from."""
         return self.valid if self.test is None else self.test
+
+    def stages(self, method: Method, student: nn.Module) -> tuple[Stage, ...]:
+        """The trainings of a method, with the teacher's part read from the cache where there is one.
+
+        Raises:
+            ValueError: the method lacks a teacher, or cannot learn from the cache.
+        """
+        if self.cache is None:
+            return method.stages(self.teacher, student)
+        if type(method).stages is not Method.stages:
+            raise ValueError(f"teacher: expected a network for the chain of trainings of {type(method).__name__}, got a cache")
+        return tuple(replace(stage, method=from_cache(method, self.cache)) for stage in method.stages(None, student))
 
     @property
     def language(self) -> bool:

@@ -32,6 +32,9 @@ HIGHER_IS_BETTER = {
 }
 """The metrics that can choose the best weights, and which way each is better."""
 
+BESIDE_TEACHER = ("agreement", "rank_correlation", "kl_to_teacher")
+"""Those that compare with a teacher."""
+
 Positive = Annotated[int, Field(ge=1)]
 
 

@@ -100,7 +100,7 @@ def run_trial(
     teacher, steps = task.teacher, 0
     with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
         torch.manual_seed(seed)  # a chain may make networks of its own
-        stages = method.stages(teacher, student)
+        stages = task.stages(method, student)
         for number, stage in enumerate(stages, 1):
             last = number == len(stages)
             torch.manual_seed(seed)

@@ -29,6 +29,7 @@ from preceptor.result import build_result, write_result
 from preceptor.studies.statistics import paired, summary
 from preceptor.studies.workers import Tell, check_workers, side_by_side
 from preceptor.task import Task
+from preceptor.teachers.cache import Cache
 from preceptor.training import HIGHER_IS_BETTER, Training
 from preceptor.trial import Trial, run_trial
 
@@ -60,7 +61,7 @@ def compare(
     student: Callable[[], nn.Module] | nn.Module,
     train: Any,
     methods: Sequence[str] | Mapping[str, Method | Mapping[str, Any]],
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Cache | None = None,
     valid: Any = None,
     test: Any = None,
     seeds: int | Sequence[int] = 5,
@@ -92,7 +93,7 @@ def compare(
             start from its weights.
         train: training data, as in `preceptor.distill`.
         methods: slugs; or name -> hyper-parameters (of the slug of that name, or of ``{"method": SLUG, ...}``) or a method object.
-        teacher: shared by all.
+        teacher: shared by all, as in `preceptor.distill`.
         valid: validation data; by default a stratified tenth of ``train``.
         test: data for the final numbers.
         seeds: how many (0, 1, ...), or which; a verdict needs five.
@@ -137,6 +138,8 @@ def compare(
         unknown = [name for name in names if name not in chosen]
         if unknown:
             raise ValueError(f"sweep: expected methods out of {list(chosen)}, got {unknown}")
+        if task.cache is not None and size > len(task.train):
+            raise ValueError(f"sweep: expected at most the {len(task.train)} examples of the cache, got {size}")
         if size != len(task.train):
             smaller = replace(task, train=take(pool, size, seed=None))
             plan += [_Place(name, seed, f"sweep/{size}", smaller) for name in names for seed in numbers]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -42,6 +42,7 @@ class Spec:
         precision: ``float32``; ``float16``, not for a sample, which rounding would bias; ``compact``, for ``top-k`` and ``sample``.
         seed: of a sample.
         teacher: fingerprint of its weights, see `preceptor.core.run.fingerprint`.
+        described: how a recipe names the teacher, to be compared where the teacher itself is not at hand.
         data: fingerprint of the examples, see `preceptor.data.splits.fingerprint`.
         tokenizer: fingerprint of the tokenizer, where there is one.
         template: fingerprint of the chat template, where there is one.
@@ -58,6 +59,7 @@ class Spec:
     precision: Precision = "float32"
     seed: int = 0
     teacher: str
+    described: str = ""
     data: str
     tokenizer: str | None = None
     template: str | None = None
@@ -126,9 +128,7 @@ class Cache:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        for field, wanted in (expect or {}).items():
-            if manifest["spec"][field] != (list(wanted) if isinstance(wanted, tuple) else wanted):
-                raise ValueError(f"cache {folder}: expected {field} {wanted!r}, got a cache with {field} {manifest['spec'][field]!r}")
+        _check(folder, manifest["spec"], expect or {})
         for shard in manifest["shards"]:
             path = folder / shard["name"]
             if not path.is_file():
@@ -137,6 +137,20 @@ class Cache:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                     raise ValueError(f"cache {folder}: {path.name} is torn or was altered (SHA-256 differs); build the cache again")
         return cls(folder, manifest)
+
+    def __str__(self) -> str:
+        kind = self.spec.kind if self.spec.k is None else f"{self.spec.kind} of {self.spec.k}"
+        size = f"{self.items:,} {'tokens' if self.texts else 'examples'}, {self.bytes_per_item:,.1f} bytes each"
+        bound = "" if self.kl_bound is None else f", rounded by a KL of at most {self.kl_bound:.1e} nats"
+        return f"{self.folder}, {kind}, {self.spec.precision}, {size}{bound}"
+
+    def check(self, expect: Mapping[str, Any]) -> None:
+        """Refuse the cache where a field of its `Spec` is another.
+
+        Raises:
+            ValueError: names the field.
+        """
+        _check(self.folder, json.loads(json.dumps(asdict(self.spec))), expect)
 
     def signal(self, ids: Tensor, *, epoch: int = 0, width: int | None = None) -> dict[str, Any]:
         """The teacher's answers about examples.
@@ -212,6 +226,12 @@ class _Group(NamedTuple):
     length: int  # of the texts
 
 
+def _check(folder: Path, spec: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
+    for field, wanted in expect.items():
+        if spec[field] != (list(wanted) if isinstance(wanted, tuple) else wanted):
+            raise ValueError(f"cache {folder}: expected {field} {wanted!r}, got a cache with {field} {spec[field]!r}")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished cache.
 
@@ -240,6 +260,18 @@ def write_manifest(manifest: Mapping[str, Any]) -> bytes:
     return (json.dumps({**facts, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()
 
 
+def tokenizer_fingerprints(tokenizer: Any) -> dict[str, str | None]:
+    """``tokenizer`` and ``template`` of a `Spec`, for a tokenizer of transformers: two that cut or lay out texts differently differ."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    kept = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}  # these belong to the last call
+    described = json.dumps([kept, sorted(tokenizer.get_vocab().items())], sort_keys=True)
+    template = tokenizer.chat_template
+    return {
+        "tokenizer": hashlib.sha256(described.encode()).hexdigest(),
+        "template": None if template is None else hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest(),
+    }
+
+
 def from_cache(method: Method, cache: Cache) -> Method:
     """The same method, whose ``signal`` is read from a cache instead of asked of a teacher.
 
@@ -251,9 +283,10 @@ def from_cache(method: Method, cache: Cache) -> Method:
     if type(method).signal is Method.signal:
         return method
     spec, name = cache.spec, type(method).__name__
+    if not method.cached:
+        raise ValueError(f"teacher: expected a network for {name}, which cannot learn from a cache, got {cache.folder}")
     if spec.kind not in method.cached:
-        able = f"of kind {' or '.join(method.cached)}" if method.cached else "at all: it asks the teacher about more than the examples"
-        raise ValueError(f"cache {cache.folder}: {name} cannot learn from a cache {able}, got kind {spec.kind!r}")
+        raise ValueError(f"cache {cache.folder}: expected kind {' or '.join(method.cached)} for {name}, got {spec.kind!r}")
     options = vars(method)
     if spec.k is not None and options.get("temperature", spec.temperature) != spec.temperature:
         raise ValueError(f"cache {cache.folder}: expected temperature {options['temperature']} like {name}, got {spec.temperature}")
