@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -80,6 +81,19 @@ def test_completions_have_the_probability_that_training_sees(student, prompt):
         torch.testing.assert_close(batch["sampling_log_probs"][batch["mask"]], expected[batch["mask"]], rtol=1e-4, atol=1e-5)
         assert batch["mask"].sum() == completions.mask.sum() > 4
         assert (batch["y"][batch["mask"]] == completions.ids[completions.mask]).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.5, "top_p": 0.6}])
+def test_entropies_are_those_of_the_model_whatever_is_drawn(student, prompt, settings):
+    completions = sample(student, prompt, **settings)
+    batch = language_batch(prompt, completions)
+    with torch.no_grad():
+        log_p = forward(student.eval(), batch["x"]).logits.log_softmax(-1)
+    expected = -(log_p.exp() * log_p).sum(-1)
+    torch.testing.assert_close(batch["sampling_entropies"][batch["mask"]], expected[batch["mask"]], rtol=1e-4, atol=1e-5)
+    assert (batch["sampling_entropies"][~batch["mask"]] == 0).all()
+    silent = dataclasses.replace(completions, entropies=None)
+    assert "sampling_entropies" not in language_batch(prompt, silent)
 
 
 def test_padding_on_the_left_changes_nothing(student, prompt):

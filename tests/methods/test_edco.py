@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -198,6 +199,24 @@ def test_a_small_pool_is_taken_whole(pool, student):
     assert state.memory["edco/wanted"].all()
 
 
+class Telling(ToySampler):
+    """Tells entropies, made up."""
+
+    def sample(self, prompt, **options):
+        written = super().sample(prompt, **options)
+        return dataclasses.replace(written, entropies=math.log(2) * (written.ids + 1.0))
+
+
+def test_entropies_that_come_with_the_answers_are_used_where_all_candidates_count(pool, student):
+    sampler = Telling()
+    sampler.sync(student)
+    written = sampler.sample(pool["prompt"], max_new_tokens=5, temperature=0.7, top_p=0.7, seed=2)
+    told = method(sampler=Telling(), candidates=0, aggregate="mean").score(pool, student, seed=2)
+    torch.testing.assert_close(told, (written.ids + 1.0).mean(1))
+    few = method(sampler=Telling(), candidates=3, aggregate="mean").score(pool, student, seed=2)
+    torch.testing.assert_close(few, method(candidates=3, aggregate="mean").score(pool, student, seed=2))
+
+
 class Silent(ToySampler):
     """Writes nothing where the prompt begins with an even symbol."""
 
@@ -292,8 +311,10 @@ def test_hyper_parameters_out_of_range_are_refused(options, message):
 
 def test_a_pool_without_prompts_is_refused(pool, student):
     del pool["prompt"]
-    with pytest.raises(ValueError, match="batch: expected 'prompt' with input_ids and attention_mask to score a pool"):
-        batches(method(), pool, student, 1)
+    for call in (lambda: batches(method(), pool, student, 1), lambda: method().extra_roles({"student": student}, pool)):
+        with pytest.raises(ValueError, match="prompt: expected the beginnings of texts"):
+            call()
+    assert method(curriculum="perplexity").extra_roles({"student": student}, pool) == {}
     found, *_ = batches(method(curriculum="answer_length"), pool, student, 1)
     assert len(found[0]["id"]) == 4
 

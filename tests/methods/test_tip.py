@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,13 +10,16 @@ import torch
 from tests.parity import check_folder
 from tests.test_parity import GOLDEN
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.core.reduce import global_counts, reduce_terms
 from preceptor.core.state import State
 from preceptor.losses.divergence import DIVERGENCES, reverse_kl
 from preceptor.losses.token_selection import importance, select
+from preceptor.losses.token_stats import linear_stats
 from preceptor.methods.tip import CARD, TIP, miniature
 from preceptor.miniature.toys import Halves, LastSymbols, ToySampler
+from preceptor.models.heads import head, hidden_states
 from preceptor.models.taps import forward
 
 SYMBOLS = 6
@@ -200,6 +204,30 @@ def test_another_vocabulary_is_refused(batch, roles, rule):
     roles["teacher"] = Halves(roles["teacher"].base_model.body, nn.Linear(SYMBOLS**2, 9))
     with pytest.raises(ValueError, match=r"teacher: expected the student's vocabulary of 6 tokens, got one of 9.*alm"):
         run(method(rule=rule), batch, roles)
+
+
+def test_entropies_that_come_with_the_rollouts_are_not_computed_again(batch):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    student = LlamaForCausalLM(LlamaConfig(vocab_size=11, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)).double()
+    roles, calls = {"student": student, "teacher": copy.deepcopy(student)}, []
+    torch.nn.init.normal_(student.lm_head.weight)
+    batch["prompt"]["input_ids"] += 3
+    student.model.norm.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        prepared = TIP(rule="entropy", max_new_tokens=6).prepare(batch, roles, State(total_steps=1))
+        assert len(calls) == prepared["x"]["input_ids"].shape[1]  # the steps of writing, and no more
+        found = linear_stats(hidden_states(student.eval(), prepared["x"]), head(student)).entropy
+    written = prepared["sampling_entropies"] > 0
+    said = prepared["sampling_entropies"].double()  # generate hands its logits on in float32
+    torch.testing.assert_close(said[written], found[written], rtol=1e-5, atol=1e-6)
+    scores = importance(found, torch.zeros_like(found), written, rule="entropy")
+    assert torch.equal(prepared["mask"], select(scores, written, retention=0.5))
+
+
+def test_a_batch_without_prompts_is_refused(roles):
+    with pytest.raises(ValueError, match="prompt: expected the beginnings of texts"):
+        TIP().extra_roles(roles, {"id": torch.arange(2)})
 
 
 @pytest.mark.parametrize(

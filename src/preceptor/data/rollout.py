@@ -23,7 +23,9 @@ from preceptor.core.reduce import num_examples
 from preceptor.core.state import State
 from preceptor.core.types import Batch
 from preceptor.losses.checks import check_positive
+from preceptor.losses.divergence import log_probs
 from preceptor.losses.numeric import upcast
+from preceptor.losses.token_stats import entropy
 from preceptor.models.heads import unwrapped
 from preceptor.models.taps import forward
 
@@ -39,6 +41,7 @@ class Completions:
     mask: Tensor  # (N, C), bool: the tokens written, a stop token included
     log_probs: Tensor  # (N, C), in nats: of each token under the distribution it was drawn from; undefined where masked
     finished: Tensor  # (N,), bool: ended by a stop token, not by the limit of tokens
+    entropies: Tensor | None = None  # (N, C), in nats: of the model's prediction before temperature and top-p; None: not known
 
 
 @runtime_checkable
@@ -122,6 +125,7 @@ class GenerateSampler:
             mask=(is_stop.cumsum(1) - is_stop.long()) == 0,
             log_probs=torch.stack(draw.log_probs[: written.shape[1]], dim=1),
             finished=is_stop.any(1),
+            entropies=torch.stack(draw.entropies[: written.shape[1]], dim=1),
         )
 
     def _stop(self, configured: int | list[int] | None) -> tuple[int, ...]:
@@ -136,10 +140,12 @@ class _Draw:
     def __init__(self, temperature: float, top_p: float, generator: torch.Generator) -> None:
         self.temperature, self.top_p, self.generator = temperature, top_p, generator
         self.log_probs: list[Tensor] = []
+        self.entropies: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens, found = draw(scores, temperature=self.temperature, top_p=self.top_p, generator=self.generator)
         self.log_probs.append(found)
+        self.entropies.append(entropy(log_probs(scores)))
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens.unsqueeze(-1), 0.0)
 
 
@@ -226,7 +232,8 @@ def language_batch(prompt: Prompt, completions: Completions) -> Batch:
         completions: (N, C).
     Returns:
         ``x`` with ``input_ids``, ``attention_mask`` and ``position_ids`` (N, P + C - 1), counted from the first token of the prompt;
-        ``y``, the token after each; ``mask`` (bool), the tokens written; ``sampling_log_probs``, 0 outside the mask.
+        ``y``, the token after each; ``mask`` (bool), the tokens written; ``sampling_log_probs``, 0 outside the mask; where the sampler
+        tells them also ``sampling_entropies``, 0 outside the mask.
     """
     prompt_mask = prompt["attention_mask"].bool()
     tokens = torch.cat([prompt["input_ids"], completions.ids], dim=1)
@@ -237,12 +244,17 @@ def language_batch(prompt: Prompt, completions: Completions) -> Batch:
         "position_ids": (attention.cumsum(1) - 1).clamp(min=0)[:, :-1],
         "use_cache": False,
     }
-    found = completions.log_probs.masked_fill(~completions.mask, 0.0)
+    told = {"sampling_log_probs": completions.log_probs, "sampling_entropies": completions.entropies}
+    nothing = torch.zeros(prompt_mask.shape, device=tokens.device)
     return {
         "x": x,
         "y": tokens[:, 1:],
         "mask": torch.cat([torch.zeros_like(prompt_mask), completions.mask], dim=1)[:, 1:],
-        "sampling_log_probs": torch.cat([torch.zeros_like(prompt_mask, dtype=found.dtype), found], dim=1)[:, 1:],
+        **{
+            key: torch.cat([nothing.to(values.dtype), values.masked_fill(~completions.mask, 0.0)], dim=1)[:, 1:]
+            for key, values in told.items()
+            if values is not None
+        },
     }
 
 

@@ -125,9 +125,16 @@ def stats(
     check_unit_interval(beta=beta)
     if tokens is not None:
         check_labels(tokens, log_q)
+    q = log_q.exp()
+    if teacher is None:
+        divergence = None
+    elif kind == "reverse_kl" and not among:
+        divergence = lift_to_zero((q * (log_q - teacher)).sum(dim=-1))
+    else:
+        divergence = _divergence(log_q, teacher, kind, beta, among)
     return TokenStats(
-        entropy=entropy(log_q),
-        divergence=None if teacher is None else _divergence(log_q, teacher, kind, beta, among),
+        entropy=lift_to_zero(-(q * log_q).sum(dim=-1)),
+        divergence=divergence,
         log_prob=None if tokens is None else log_q.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1),
         top=log_q.topk(top, dim=-1).values if top else None,
     )
@@ -193,7 +200,7 @@ def linear_stats(
     for rows in index.split(chunk_rows):
         logits = [layer.logits(states.reshape(-1, states.shape[-1])[rows]) for states, layer in sides]
         for *block, here in zip(*(side.split(step) for side in logits), rows.split(step), strict=True):
-            log_q, *log_p = map(log_probs, block)
+            log_q, *log_p = (_log_softmax(values, layer) for values, (_, layer) in zip(block, sides, strict=True))
             given = None if tokens is None else tokens.flatten()[here]
             said = stats(log_q, teacher=log_p[0] if log_p else None, kind=kind, beta=beta, among=among, tokens=given, top=top)
             single = [values for values in (said.entropy, said.divergence, said.log_prob) if values is not None]
@@ -205,6 +212,11 @@ def linear_stats(
         log_prob=None if tokens is None else found.pop(0),
         top=torch.stack(found, dim=-1) if top else None,
     )
+
+
+def _log_softmax(logits: Tensor, layer: Head) -> Tensor:
+    """As `log_probs`, which looks for classes with a logit of -inf; only a bias makes them."""
+    return F.log_softmax(upcast(logits), dim=-1) if layer.bias is None else log_probs(logits)
 
 
 _CACHE = 2**19  # logits of one block of the elementwise part: what fits into the second-level cache of a core with its temporaries

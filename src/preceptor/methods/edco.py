@@ -37,7 +37,7 @@ from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.curricula import choose, ranked
 from preceptor.data.hashing import generator
-from preceptor.data.rollout import GenerateSampler, Prompt, Sampler, check_on_policy, language_batch
+from preceptor.data.rollout import GenerateSampler, Prompt, Sampler, check_on_policy, check_prompted, language_batch
 from preceptor.data.rows import join, keep_rows, kept_rows, take
 from preceptor.losses.checks import check_positive, check_unit_interval
 from preceptor.losses.linear import linear_cross_entropy, linear_log_probs
@@ -64,6 +64,7 @@ CARD = Card(
 Curriculum = Literal["entropy", "entropy_once", "perplexity", "length", "answer_length", "random"]
 """What samples are ranked by. "entropy" is scored anew in each round, of which the first samples are taken; all others are sorted once,
 and each round takes the next ones: the orders that the paper compares with."""
+_PROMPTED = ("entropy", "entropy_once", "length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,12 @@ class EDCO(Method):
         if self.sampler is not None:
             check_on_policy(self.sampler)
 
+    def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
+        """None; refuses, before the first step, a batch without prompts where the curriculum needs them."""
+        if self.curriculum in _PROMPTED:
+            check_prompted(batch)
+        return {}
+
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """At the start of a round choose its samples; put the next of them in place of the batch."""
         if state.step % self.refresh_every == 0 and state.source is not None:
@@ -125,8 +132,8 @@ class EDCO(Method):
         Raises:
             ValueError: no ``prompt`` in the batch where the curriculum needs it.
         """
-        if self.curriculum in ("entropy", "entropy_once", "length") and "prompt" not in batch:
-            raise ValueError(f"batch: expected 'prompt' with input_ids and attention_mask to score a pool, got keys {sorted(batch)}")
+        if self.curriculum in _PROMPTED:
+            check_prompted(batch)
         counts = (batch["mask"] != 0).sum(1)
         match self.curriculum:
             case "random":
@@ -150,13 +157,15 @@ class EDCO(Method):
         written = sampler.sample(
             prompt, max_new_tokens=self.max_new_tokens, temperature=self.sampling_temperature, top_p=self.top_p, seed=seed
         )
-        texts = language_batch(prompt, written)
-        layer = head(student)
-        with evaluating(student), torch.no_grad():
-            states = hidden_states(student, texts["x"])
-        found = linear_stats(states, layer, top=min(self.candidates, len(layer.weight)), mask=texts["mask"])
-        bits = found.entropy / math.log(2) if found.top is None else candidate_entropy(found.top)
-        return prefix_score(bits, texts["mask"], aggregate=self.aggregate, fraction=self.top_fraction).double()
+        if self.candidates == 0 and written.entropies is not None:
+            bits, mask = written.entropies / math.log(2), written.mask
+        else:
+            texts, layer = language_batch(prompt, written), head(student)
+            with evaluating(student), torch.no_grad():
+                states = hidden_states(student, texts["x"])
+            found = linear_stats(states, layer, top=min(self.candidates, len(layer.weight)), mask=texts["mask"])
+            bits, mask = found.entropy / math.log(2) if found.top is None else candidate_entropy(found.top), texts["mask"]
+        return prefix_score(bits, mask, aggregate=self.aggregate, fraction=self.top_fraction).double()
 
     def _new_round(self, batch: Batch, student: nn.Module, state: State) -> None:
         """Score the pool where the curriculum says so, and keep the samples of the round in the memory of the run."""

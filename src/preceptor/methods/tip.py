@@ -6,10 +6,12 @@ match all of them; entropy alone is blind to the second kind.
 Equation, with q and p the predictions of student and teacher at a token that the student wrote, among V tokens:
     d = KL(q || p),   h = H(q) / ln V,   h^ and d^ scaled to [0, 1] over the batch, h cut at its 98th percentile before,
     s = h^ + d^ - h^ d^,   L = mean of d over the largest s: a share ``retention`` of each rollout, at least one token.
-What is computed where: ``prepare`` lets the student write, runs both networks over the texts and scores every token, without gradient and
-some rows at a time; the loss forms logits of the chosen tokens only. Of the four matrix products of a full loss (logits of both heads, two
-gradients) scoring takes two on all tokens, so that the total is (2 + 4 retention) / 4 of it; rules that look at the student alone take one,
-"random" and "all" none. The teacher's hidden states are kept from scoring; the student's body runs once more than without.
+What is computed where: ``prepare`` lets the student write and scores every token without gradient, some rows at a time; the loss forms
+logits of the chosen tokens only. Counted in matrix products with a head, of which a full loss has four per token (logits of both networks,
+two gradients), the loss takes 4 ``retention``. Scores by entropy alone come with the rollouts and cost nothing where the sampler tells them
+(`preceptor.data.rollout.Completions.entropies`), else one product and one more pass of the student's body; scores that look at the teacher
+cost two products on all tokens and that pass, so that half of the tokens take as many products as all of them, and a tenth takes 2.4 of
+4. The teacher's body runs once in every case. What every choice saves is memory.
 
 Deviations: the released code draws tokens in proportion to entropy^alpha JSD^gamma and has no Soft-OR: that is the rule
 "entropy_jsd_sampling". Thresholds of the quadrants are not given; here they are the medians of the batch. The released weighting of samples
@@ -32,7 +34,7 @@ from preceptor.core.method import Method, evaluating
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.rollout import Sampler, check_on_policy, language_batch, roll_out
+from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, language_batch, roll_out
 from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
 from preceptor.losses.divergence import forward_kl, reverse_kl
 from preceptor.losses.linear import linear_divergence
@@ -55,7 +57,7 @@ CARD = Card(
     tasks=("language",),
     needs=("teacher", "logits", "generation"),
     equation="L = mean of KL(q || p) over the tokens with the largest s = h^ + d^ - h^ d^, h = H(q), d = KL(q || p)",
-    cost="rollouts, one forward pass of the teacher and one more of the student; head and loss on the chosen tokens only, after scoring",
+    cost="rollouts and one forward pass of the teacher; head and loss on the chosen tokens only, after a pass of scoring on all",
     headline="half of the tokens match or beat all of them, with up to 47 % less peak memory (Qwen3, Llama and Qwen2.5 pairs, mathematics)",
 )
 
@@ -100,6 +102,11 @@ class TIP(Method):
         if self.sampler is not None:
             check_on_policy(self.sampler)
 
+    def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
+        """None; refuses, before the first step, a batch without the prompts that the student is to answer."""
+        check_prompted(batch)
+        return {}
+
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Let the student write, score its tokens, and count only the chosen ones."""
         options = {"max_new_tokens": self.max_new_tokens, "temperature": self.sampling_temperature, "top_p": self.top_p}
@@ -134,10 +141,13 @@ class TIP(Method):
     def _look(self, batch: Batch, roles: Roles) -> tuple[TokenStats, Batch]:
         """What the rule needs to know of every token, and the teacher's hidden states where it looked at them."""
         student, teacher = _heads(roles)
+        sampling = self.rule == "entropy_jsd_sampling"
+        alone = self.rule == "entropy" or (sampling and self.gamma == 0)
+        if alone and "sampling_entropies" in batch:
+            return TokenStats(entropy=batch["sampling_entropies"]), {}
         with evaluating(roles["student"]):
             hidden = hidden_states(roles["student"], batch["x"])
-        sampling = self.rule == "entropy_jsd_sampling"
-        if self.rule == "entropy" or (sampling and self.gamma == 0):
+        if alone:
             return linear_stats(hidden, student, mask=batch["mask"]), {}
         states = hidden_states(roles["teacher"], batch["x"])
         kind, beta, among = ("generalized_jsd", 0.5, self.jsd_top_k) if sampling else (self.divergence, self.beta, 0)
