@@ -35,7 +35,7 @@ class Compute(Protocol):
 
 
 class NonFinite(ArithmeticError):
-    """The loss or the gradient of a step is not finite; nothing was stepped.
+    """The loss or the gradient of a step is not finite; the optimizer was not stepped with it.
 
     Attributes:
         step: updates done before it.
