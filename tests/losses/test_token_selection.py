@@ -179,6 +179,25 @@ def test_local_weight_is_the_best_step_of_a_token():
     assert oracle_weight(torch.tensor(6.0), torch.tensor(2.0), learning_rate=0.5, smoothness=3.0).item() == 2.0
 
 
+def choose_half(rank, tokens, folder):
+    """One of two processes, with one or three of the four rollouts."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    entropy, divergence, mask = (value[:1] if rank == 0 else value[1:] for value in tokens)
+    scores = importance(entropy, divergence, mask)
+    torch.save([scores, select(scores, mask, retention=0.3, per="batch"), quadrants(entropy, divergence, mask)], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_batch_is_that_of_all_processes(tokens, tmp_path):
+    torch.multiprocessing.spawn(choose_half, (tokens, tmp_path), nprocs=2)
+    together = [torch.cat(parts) for parts in zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True)]
+    entropy, divergence, mask = tokens
+    scores = importance(entropy, divergence, mask)
+    assert torch.equal(together[0], scores)
+    assert torch.equal(together[1], select(scores, mask, retention=0.3, per="batch"))
+    assert torch.equal(together[2], quadrants(entropy, divergence, mask))
+
+
 def test_bad_input_is_refused(tokens):
     entropy, _, mask = tokens
     for retention in (0.0, 1.2):

@@ -234,6 +234,24 @@ def test_what_is_sure_is_replaced_and_what_is_left_over_waits():
     assert state.log["draws"] == 1
 
 
+def fill_half(rank, folder):
+    """One of two processes: the first is sure of two of its examples, the second of none."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    batch = one_token_each(0)
+    state = State(total_steps=1, source=as_stream([one_token_each(10 * (rank + 1) + 100)]))
+    prepared = DCO(num_samples=8).prepare(batch, {"student": sure_of(batch, [] if rank else [0, 3])}, state)
+    torch.save([prepared["id"], state.log["draws"], sorted(state.memory)], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_draw_in_step(tmp_path):
+    torch.multiprocessing.spawn(fill_half, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first[0].tolist() == [1, 2, 4, 5, 6, 111, 112]
+    assert second[0].tolist() == list(range(7))
+    assert first[1:] == second[1:] == [2.0, []]
+
+
 def test_nothing_left_to_learn_does_not_loop_forever():
     batch = one_token_each(0)
     state = State(total_steps=1, source=as_stream([one_token_each(10)]))

@@ -15,6 +15,7 @@ from torch import nn
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.data.rollout import language_batch
+from preceptor.data.rows import take
 from preceptor.methods.edco import CARD, EDCO, miniature
 from preceptor.miniature.toys import Halves, LastSymbols, Rows, ToySampler
 from preceptor.models.taps import forward
@@ -281,6 +282,31 @@ def test_a_resumed_run_goes_on_in_the_middle_of_a_round(pool, student, tmp_path)
         run("b", progress=stop)
     resumed = run("b", resume=True)
     assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+
+
+def train_half(rank, pool, student, folder):
+    """One of two processes: half of each batch of four, as a source shares it out."""
+    torch.set_default_dtype(torch.double)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    source = Rows(pool, batch_size=4, seed=0)
+    state, found = State(total_steps=4, source=source), []
+    for step in range(4):
+        state.step = step
+        batch = next(source)
+        batch.pop("epoch")
+        found.append(method().prepare(take(batch, torch.arange(rank, 4, 2)), {"student": student}, state)["id"])
+    torch.save([torch.stack(found), state.memory["edco/scores"], state.memory["edco/used"]], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_score_the_pool_once_and_share_the_round(pool, student, tmp_path):
+    torch.multiprocessing.spawn(train_half, (pool, student, tmp_path), nprocs=2)
+    (first, scores, used), (second, *rest) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    found, _, state = batches(method(), pool, student, 4)
+    assert torch.equal(scores, state.memory["edco/scores"])
+    assert torch.equal(scores, rest[0])
+    assert used == rest[1] == state.memory["edco/used"]
+    assert torch.equal(torch.cat([first, second], 1), torch.stack([batch["id"] for batch in found]))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_answer(pool, student):
