@@ -18,9 +18,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from preceptor.losses.checks import INTEGERS, check_floating, check_positive, check_unit_interval
-from preceptor.losses.linear_engine import CHUNK_ROWS, autocast, check_head, counted, run
-from preceptor.losses.linear_rows import Entropy, Softmax, SparseTargets, TeacherLogits
+from preceptor.losses.checks import check_unit_interval
+from preceptor.losses.linear_engine import Settings, autocast, run
+from preceptor.losses.linear_filter import FilterReport
+from preceptor.losses.linear_inputs import check_head, classes_of, labels_of, rows_that_count, softmax_of
+from preceptor.losses.linear_rows import Entropy, SparseTargets, TeacherLogits
 from preceptor.losses.numeric import lift_to_zero, upcast
 from preceptor.models.heads import Head
 
@@ -56,7 +58,9 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
     z_loss: float = 0.0,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> Tensor:
     r"""Cross-entropy of the next token, in nats.
 
@@ -74,7 +78,9 @@ def linear_cross_entropy(
         label_smoothing: e in [0, 1].
         class_weights: w, (V,), constant. The mean of torch divides by the sum of w_y over the tokens that count: nothing is divided here.
         z_loss: weight z >= 0 of the squared log-normaliser.
-        chunk_rows: rows whose logits exist at a time.
+        chunk_rows: rows whose logits exist at a time; None: as the module says.
+        filter_mass: see the module; 0: exact gradients.
+        filter_report: filled with the filter's error.
 
     Returns:
         (...), >= 0 for weights >= 0.
@@ -83,11 +89,12 @@ def linear_cross_entropy(
         TypeError: hidden or head are not floating point, or targets not integers.
         ValueError: a shape does not fit, a target is out of range, or a number is outside its range.
     """
-    keep, labels = _labels(hidden, head, targets, mask, ignore_index)
+    settings = Settings(chunk_rows=chunk_rows, filter_mass=filter_mass, filter_report=filter_report)
+    index, labels = labels_of(hidden, head, targets, mask, ignore_index, filter_mass)
     check_unit_interval(label_smoothing=label_smoothing)
     if z_loss < 0:
         raise ValueError(f"z_loss: expected a number >= 0, got {z_loss}")
-    weights = _ones(hidden, labels)
+    weights = torch.ones_like(labels, dtype=upcast(hidden[:0]).dtype)
     spread = None
     if class_weights is not None:
         if class_weights.shape != head.weight.shape[:1]:
@@ -98,9 +105,9 @@ def linear_cross_entropy(
         share = label_smoothing / len(head.weight)
         spread = weights.new_full(head.weight.shape[:1], share) if class_weights is None else share * class_weights
         weights = (1 - label_smoothing) * weights
-    softmax = _softmax(hidden, head, temperature, keep)
+    softmax = softmax_of(hidden, head, temperature, index)
     loss = SparseTargets(softmax=softmax, indices=labels, weights=weights, spread=spread, z_loss=z_loss)
-    return run(hidden, head, loss, keep, chunk_rows=chunk_rows)[..., 0]
+    return run(hidden, head, loss, index, settings)[..., 0]
 
 
 def linear_cross_entropy_lse(
@@ -111,7 +118,9 @@ def linear_cross_entropy_lse(
     mask: Tensor | None = None,
     ignore_index: int = -100,
     temperature: float | Tensor = 1.0,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and log-normaliser lse = log sum_v exp(a_v / T) of every token, both with gradient.
 
@@ -120,10 +129,11 @@ def linear_cross_entropy_lse(
     Returns:
         Two of shape (...), in nats; both are 0 where a token does not count.
     """
-    keep, labels = _labels(hidden, head, targets, mask, ignore_index)
-    softmax = _softmax(hidden, head, temperature, keep)
-    loss = SparseTargets(softmax=softmax, indices=labels, weights=_ones(hidden, labels), with_lse=True)
-    cross_entropy, lse = run(hidden, head, loss, keep, chunk_rows=chunk_rows).unbind(dim=-1)
+    settings = Settings(chunk_rows=chunk_rows, filter_mass=filter_mass, filter_report=filter_report)
+    index, labels = labels_of(hidden, head, targets, mask, ignore_index, filter_mass)
+    softmax = softmax_of(hidden, head, temperature, index)
+    loss = SparseTargets(softmax=softmax, indices=labels, weights=torch.ones_like(labels, dtype=upcast(hidden[:0]).dtype), with_lse=True)
+    cross_entropy, lse = run(hidden, head, loss, index, settings).unbind(dim=-1)
     return cross_entropy, lse
 
 
@@ -135,7 +145,9 @@ def linear_log_probs(
     mask: Tensor | None = None,
     ignore_index: int = -100,
     temperature: float | Tensor = 1.0,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> Tensor:
     """Log-probability of every given token, for losses that weigh each token by itself (policy gradients, preferences).
 
@@ -145,14 +157,22 @@ def linear_log_probs(
     Returns:
         (...), <= 0, in nats; 0 where a token does not count.
     """
-    keep, labels = _labels(hidden, head, tokens, mask, ignore_index)
-    softmax = _softmax(hidden, head, temperature, keep)
-    loss = SparseTargets(softmax=softmax, indices=labels, weights=-_ones(hidden, labels))
-    return run(hidden, head, loss, keep, chunk_rows=chunk_rows, form=False)[..., 0]
+    settings = Settings(chunk_rows=chunk_rows, form=False, filter_mass=filter_mass, filter_report=filter_report)
+    index, labels = labels_of(hidden, head, tokens, mask, ignore_index, filter_mass)
+    softmax = softmax_of(hidden, head, temperature, index)
+    loss = SparseTargets(softmax=softmax, indices=labels, weights=-torch.ones_like(labels, dtype=upcast(hidden[:0]).dtype))
+    return run(hidden, head, loss, index, settings)[..., 0]
 
 
 def linear_entropy(
-    hidden: Tensor, head: Head, *, mask: Tensor | None = None, temperature: float | Tensor = 1.0, chunk_rows: int = CHUNK_ROWS
+    hidden: Tensor,
+    head: Head,
+    *,
+    mask: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> Tensor:
     """Entropy -sum_v q_v log q_v of every prediction.
 
@@ -161,7 +181,9 @@ def linear_entropy(
         head: (V, D).
         mask: (...), 0 where a token does not count.
         temperature: T > 0, no unit; a number or one per token.
-        chunk_rows: rows whose logits exist at a time.
+        chunk_rows: rows whose logits exist at a time; None: as the module says.
+        filter_mass: see the module; 0: exact gradients.
+        filter_report: filled with the filter's error.
 
     Returns:
         (...), in [0, log V], in nats.
@@ -170,9 +192,10 @@ def linear_entropy(
         TypeError: hidden or head are not floating point.
         ValueError: a shape does not fit, or a number is outside its range.
     """
+    settings = Settings(chunk_rows=chunk_rows, filter_mass=filter_mass, filter_report=filter_report)
     check_head(hidden, head)
-    keep = counted(hidden, mask)
-    return run(hidden, head, Entropy(softmax=_softmax(hidden, head, temperature, keep)), keep, chunk_rows=chunk_rows)[..., 0]
+    index = rows_that_count(hidden, mask, filter_mass)
+    return run(hidden, head, Entropy(softmax=softmax_of(hidden, head, temperature, index)), index, settings)[..., 0]
 
 
 def linear_divergence(
@@ -186,7 +209,9 @@ def linear_divergence(
     mask: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     teacher_temperature: float | Tensor | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> Tensor:
     """A divergence of `preceptor.losses.divergence` between student and teacher, both given by hidden states and head.
 
@@ -201,7 +226,9 @@ def linear_divergence(
         mask: (...), 0 where a token does not count.
         temperature: T > 0, no unit; a number or one per token.
         teacher_temperature: the teacher's own T > 0; None: the same.
-        chunk_rows: rows whose logits exist at a time.
+        chunk_rows: rows whose logits exist at a time; None: as the module says.
+        filter_mass: see the module; 0: exact gradients.
+        filter_report: filled with the filter's error.
 
     Returns:
         (...), >= 0; no factor T^2.
@@ -210,23 +237,24 @@ def linear_divergence(
         TypeError: hidden or head are not floating point.
         ValueError: vocabularies differ, a shape does not fit, the kind is unknown or has no share, or a number is outside its range.
     """
+    settings = Settings(chunk_rows=chunk_rows, filter_mass=filter_mass, filter_report=filter_report)
     check_head(hidden, head)
     check_head(teacher_hidden, teacher_head, "teacher ")
     if teacher_hidden.shape[:-1] != hidden.shape[:-1]:
         raise ValueError(f"teacher hidden: expected shape {tuple(hidden.shape[:-1])} + (E,), got {tuple(teacher_hidden.shape)}")
     if len(teacher_head.weight) != len(head.weight):
         raise ValueError(f"teacher head: expected {len(head.weight)} classes like the student's, got {len(teacher_head.weight)}")
-    keep = counted(hidden, mask)
+    index = rows_that_count(hidden, mask, filter_mass)
     name, number = _resolve(kind, share)
     states, constant = autocast(teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1]), teacher_head)
     loss = TeacherLogits(
         kind=name,
         share=number,
-        softmax=_softmax(hidden, head, temperature, keep),
-        teacher_softmax=_softmax(hidden, teacher_head, temperature if teacher_temperature is None else teacher_temperature, keep),
-        teacher=(states if keep is None else states[keep], constant),
+        softmax=softmax_of(hidden, head, temperature, index),
+        teacher_softmax=softmax_of(hidden, teacher_head, temperature if teacher_temperature is None else teacher_temperature, index),
+        teacher=(states if index is None else states[index], constant),
     )
-    return run(hidden, head, loss, keep, chunk_rows=chunk_rows)[..., 0]
+    return run(hidden, head, loss, index, settings)[..., 0]
 
 
 def linear_topk_kl(
@@ -238,7 +266,9 @@ def linear_topk_kl(
     tail: bool = False,
     mask: Tensor | None = None,
     temperature: float | Tensor = 1.0,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> Tensor:
     r"""KL(teacher || student) from a teacher that is known in its k most probable tokens.
 
@@ -255,7 +285,9 @@ def linear_topk_kl(
         tail: whether the rest of the teacher's mass is a bucket.
         mask: (...), 0 where a token does not count.
         temperature: T > 0 of the student; a number or one per token.
-        chunk_rows: rows whose logits exist at a time.
+        chunk_rows: rows whose logits exist at a time; None: as the module says.
+        filter_mass: see the module; 0: exact gradients.
+        filter_report: filled with the filter's error.
 
     Returns:
         (...), >= 0, in nats.
@@ -264,18 +296,19 @@ def linear_topk_kl(
         TypeError: hidden or head are not floating point, or indices not integers.
         ValueError: a shape does not fit, an index is out of range, or a number is outside its range.
     """
-    keep, chosen, log_p = _few(hidden, head, indices, log_probs, mask)
+    settings = Settings(chunk_rows=chunk_rows, filter_mass=filter_mass, filter_report=filter_report)
+    index, chosen, log_p = classes_of(hidden, head, indices, log_probs, mask, filter_mass)
     if not tail:
         log_p = log_p.log_softmax(dim=-1)
     p = log_p.exp()
     loss = SparseTargets(
-        softmax=_softmax(hidden, head, temperature, keep),
+        softmax=softmax_of(hidden, head, temperature, index),
         indices=chosen,
         weights=p,
         offsets=log_p.masked_fill(p == 0, 0.0),
         tail=(1 - p.sum(dim=-1, keepdim=True)).clamp_min(0.0) if tail else None,
     )
-    return lift_to_zero(run(hidden, head, loss, keep, chunk_rows=chunk_rows)[..., 0])
+    return lift_to_zero(run(hidden, head, loss, index, settings)[..., 0])
 
 
 def linear_sparse_cross_entropy(
@@ -286,7 +319,9 @@ def linear_sparse_cross_entropy(
     *,
     mask: Tensor | None = None,
     temperature: float | Tensor = 1.0,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
+    filter_mass: float = 0.0,
+    filter_report: FilterReport | None = None,
 ) -> Tensor:
     """Cross-entropy with weights on a few tokens, -sum_j w_j log q_j: a random sample of a teacher's distribution, several answers.
 
@@ -297,7 +332,9 @@ def linear_sparse_cross_entropy(
         weights: w, (..., k), constant.
         mask: (...), 0 where a token does not count.
         temperature: T > 0 of the student; a number or one per token.
-        chunk_rows: rows whose logits exist at a time.
+        chunk_rows: rows whose logits exist at a time; None: as the module says.
+        filter_mass: see the module; 0: exact gradients.
+        filter_report: filled with the filter's error.
 
     Returns:
         (...), in nats.
@@ -306,66 +343,10 @@ def linear_sparse_cross_entropy(
         TypeError: hidden or head are not floating point, or indices not integers.
         ValueError: a shape does not fit, an index is out of range, or a number is outside its range.
     """
-    keep, chosen, given = _few(hidden, head, indices, weights, mask)
-    loss = SparseTargets(softmax=_softmax(hidden, head, temperature, keep), indices=chosen, weights=given)
-    return run(hidden, head, loss, keep, chunk_rows=chunk_rows)[..., 0]
-
-
-def _labels(hidden: Tensor, head: Head, targets: Tensor, mask: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The mask of rows that count, and their targets as (rows, 1)."""
-    check_head(hidden, head)
-    if targets.dtype not in INTEGERS:
-        raise TypeError(f"targets: expected integers, got {targets.dtype}")
-    if targets.shape != hidden.shape[:-1]:
-        raise ValueError(f"targets: expected shape {tuple(hidden.shape[:-1])} for hidden {tuple(hidden.shape)}, got {tuple(targets.shape)}")
-    flat, keep = targets.flatten(), counted(hidden, mask)
-    keep = flat != ignore_index if keep is None else keep & (flat != ignore_index)
-    labels = flat[keep].long()[:, None]
-    _check_range("targets", labels, head)
-    return keep, labels
-
-
-def _few(hidden: Tensor, head: Head, indices: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The mask of rows that count, and their indices and values as (rows, k)."""
-    check_head(hidden, head)
-    check_floating(values=values)
-    if indices.dtype not in INTEGERS:
-        raise TypeError(f"indices: expected integers, got {indices.dtype}")
-    if indices.ndim != hidden.ndim or indices.shape[:-1] != hidden.shape[:-1] or values.shape != indices.shape:
-        wanted = f"{tuple(hidden.shape[:-1])} + (k,)"
-        raise ValueError(f"indices: expected shape {wanted}, and as many values, got {tuple(indices.shape)} and {tuple(values.shape)}")
-    keep = counted(hidden, mask)
-    flat, given = indices.reshape(-1, indices.shape[-1]).long(), values.detach().reshape(-1, indices.shape[-1])
-    if keep is not None:
-        flat, given = flat[keep], given[keep]
-    _check_range("indices", flat, head)
-    return keep, flat, given.to(upcast(hidden[:0]).dtype)
-
-
-def _check_range(name: str, indices: Tensor, head: Head) -> None:
-    wrong = (indices < 0) | (indices >= len(head.weight))
-    if wrong.any():
-        raise ValueError(f"{name}: expected values in [0, {len(head.weight) - 1}], got {indices[wrong][0].item()}")
-
-
-def _ones(hidden: Tensor, labels: Tensor) -> Tensor:
-    """A weight of 1 for every label, in float32 or float64."""
-    return torch.ones(labels.shape, dtype=upcast(hidden[:0]).dtype, device=hidden.device)
-
-
-def _softmax(hidden: Tensor, head: Head, temperature: float | Tensor, keep: Tensor | None) -> Softmax:
-    """The softmax of a head over the rows that count."""
-    check_positive(temperature=temperature)
-    if isinstance(temperature, Tensor):
-        if temperature.ndim >= hidden.ndim:
-            raise ValueError(f"temperature: expected a number or shape {tuple(hidden.shape[:-1])}, got {tuple(temperature.shape)}")
-        rows = temperature.detach().to(upcast(hidden[:0])).expand(hidden.shape[:-1]).reshape(-1, 1)
-        temperature = rows if keep is None else rows[keep]
-    masked = None
-    if head.bias is not None and head.soft_cap is None:  # a soft cap turns -inf into a finite logit
-        infinite = torch.isneginf(head.bias.detach())
-        masked = infinite if infinite.any() else None
-    return Softmax(temperature=temperature, masked=masked)
+    settings = Settings(chunk_rows=chunk_rows, filter_mass=filter_mass, filter_report=filter_report)
+    index, chosen, given = classes_of(hidden, head, indices, weights, mask, filter_mass)
+    loss = SparseTargets(softmax=softmax_of(hidden, head, temperature, index), indices=chosen, weights=given)
+    return run(hidden, head, loss, index, settings)[..., 0]
 
 
 def _resolve(kind: Kind, share: float | None) -> tuple[str, float]:

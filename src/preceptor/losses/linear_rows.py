@@ -35,20 +35,21 @@ class Softmax:
         return upcast(logits) if isinstance(scale, float) and scale == 1.0 else upcast(logits) / scale
 
     def log_probs(self, logits: Tensor, rows: slice) -> Tensor:
-        """Finite log-probabilities, (n, V), as `preceptor.losses.divergence.log_probs` has them."""
+        """Finite log-probabilities, (n, V), as `preceptor.losses.divergence.log_probs` has them; a new tensor."""
         log_q = F.log_softmax(self.scaled(logits, rows), dim=-1)
-        return log_q if self.masked is None else log_q.masked_fill_(self.masked, math.log(torch.finfo(log_q.dtype).tiny))
+        return log_q if self.masked is None else log_q.masked_fill_(self.masked, _floor(log_q))
 
     def probs(self, log_q: Tensor) -> Tensor:
-        """exp(log_q), written over it; exactly 0 where masked."""
-        q = log_q.exp_()
+        """exp(log_q), which torch's softmax computes faster than its exp; exactly 0 where masked."""
+        q = log_q.softmax(dim=-1)
         return q if self.masked is None else q.masked_fill_(self.masked, 0.0)
 
-    def to_logits(self, y: Tensor, q: Tensor, rows: slice) -> Tensor:
-        """The gradient of the logits from y, which is overwritten."""
+    def write(self, y: Tensor, q: Tensor, rows: slice, upstream: Tensor, logits: Tensor) -> None:
+        """Write the gradient over the logits; y is overwritten too."""
         if self.masked is not None:
             y.masked_fill_(self.masked, 0.0)
-        return y.addcmul_(q, y.sum(dim=-1, keepdim=True), value=-1).div_(self.scale(rows))
+        y.addcmul_(q, y.sum(dim=-1, keepdim=True), value=-1)
+        torch.mul(y, upstream / self.scale(rows), out=logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,37 +71,47 @@ class SparseTargets:
         """The loss, and lse on request."""
         return 1 + self.with_lse
 
-    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> Tensor:
         """See `preceptor.losses.linear_engine.RowLoss`."""
-        indices, weights = self.indices[rows], self.weights[rows]
-        log_q = self.softmax.log_probs(logits, rows)
+        indices, weights, masked = self.indices[rows], self.weights[rows], self.softmax.masked
+        scaled = self.softmax.scaled(logits, rows)
+        chosen, top, q = scaled.gather(1, indices), scaled.amax(dim=1, keepdim=True), scaled.softmax(dim=1)
+        log_top = q.amax(dim=1, keepdim=True).log_()  # the largest probability is at least 1 / V: no underflow
+        chosen = chosen - top + log_top
+        if masked is not None:
+            chosen = chosen.masked_fill(masked[indices], _floor(chosen))
         offsets = 0.0 if self.offsets is None else self.offsets[rows]
-        loss = (weights * (offsets - log_q.gather(1, indices))).sum(dim=1, keepdim=True)
+        loss = (weights * (offsets - chosen)).sum(dim=1, keepdim=True)
+        lse = top - log_top
+        loss += self.z_loss * lse.square()
         if self.spread is not None:
-            loss -= log_q @ self.spread[:, None]
-        lse = None
-        if self.with_lse or self.z_loss:
-            lse = self.softmax.scaled(logits, rows).amax(dim=1, keepdim=True) - log_q.amax(dim=1, keepdim=True)
-            loss += self.z_loss * lse.square()
-        q = self.softmax.probs(log_q)
+            loss -= self.softmax.log_probs(logits, rows) @ self.spread[:, None]
         rest = None
         if self.tail is not None:
             tail, rest = self.tail[rows], q.scatter(1, indices, 0.0)
             mass = rest.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
             loss += torch.xlogy(tail, tail / mass)
             rest *= tail / mass
-        values = torch.cat([loss, lse], dim=1) if self.with_lse and lse is not None else loss
+        values = torch.cat([loss, lse], dim=1) if self.with_lse else loss
         if upstream is None:
-            return values, None
-        y = torch.zeros_like(q) if rest is None else rest.neg_()
-        if self.spread is not None:
-            y -= self.spread
-        y.scatter_add_(1, indices, -weights).mul_(upstream[:, :1])
-        gradient = self.softmax.to_logits(y, q, rows)
-        if lse is not None:
-            by_lse = 2 * self.z_loss * lse * upstream[:, :1] + (upstream[:, 1:] if self.with_lse else 0.0)
-            gradient += q * (by_lse / self.softmax.scale(rows))
-        return values, gradient
+            return values
+        spread = self.spread
+        if masked is not None:
+            weights = weights * ~masked[indices]
+            spread = None if spread is None else spread * ~masked
+        upstream = upstream / self.softmax.scale(rows)
+        by_loss, total = upstream[:, :1], weights.sum(dim=1, keepdim=True) + 2 * self.z_loss * lse
+        gradient = logits if logits.dtype == q.dtype else torch.empty_like(q)
+        for fixed in (rest, spread):
+            total = total if fixed is None else total + fixed.sum(dim=-1, keepdim=True)
+        torch.mul(q, by_loss * total + (upstream[:, 1:] if self.with_lse else 0.0), out=gradient)
+        for fixed in (rest, spread):
+            if fixed is not None:
+                gradient.addcmul_(fixed, by_loss, value=-1)
+        gradient.scatter_add_(1, indices, -by_loss * weights)
+        if gradient is not logits:
+            logits.copy_(gradient)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +125,15 @@ class TeacherLogits:
     teacher: tuple[Tensor, Head]
     columns: int = 1
 
-    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> Tensor:
         """See `preceptor.losses.linear_engine.RowLoss`."""
         assert teacher is not None
         log_q, log_p = self.softmax.log_probs(logits, rows), self.teacher_softmax.log_probs(teacher, rows)
-        q = self.softmax.probs(log_q.clone())
+        q = self.softmax.probs(log_q)
         value, y = _divergence(self.kind, self.share, log_p, log_q, q)
-        value = value[:, None].clamp_min(0.0)
-        return value, None if upstream is None else self.softmax.to_logits(y, q, rows).mul_(upstream)
+        if upstream is not None:
+            self.softmax.write(y, q, rows, upstream, logits)
+        return value[:, None].clamp_min(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,39 +144,42 @@ class Entropy:
     columns: int = 1
     teacher: None = None
 
-    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> Tensor:
         """See `preceptor.losses.linear_engine.RowLoss`."""
         log_q = self.softmax.log_probs(logits, rows)
-        q = self.softmax.probs(log_q.clone())
+        q = self.softmax.probs(log_q)
         y = log_q.mul_(q).neg_()
         value = y.sum(dim=1, keepdim=True)
-        return value, None if upstream is None else self.softmax.to_logits(y, q, rows).mul_(upstream)
+        if upstream is not None:
+            self.softmax.write(y, q, rows, upstream, logits)
+        return value
 
 
 def _divergence(kind: str, share: float, log_p: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Value (n,) and y (n, V) of a divergence; the equations are those of `preceptor.losses.divergence`. log_p may be overwritten."""
-    p = log_p.exp()
+    """Value (n,) and y (n, V) of a divergence; the equations are those of `preceptor.losses.divergence`. Both logs are overwritten."""
+    if kind == "reverse_kl":
+        y = log_q.sub_(log_p).mul_(q)
+        return y.sum(dim=-1), y
+    p = log_p.softmax(dim=-1)
     match kind:
         case "forward_kl":
-            return (p * log_p.sub_(log_q)).sum(dim=-1), p.neg_()
-        case "reverse_kl":
-            y = q * (log_q - log_p)
-            return y.sum(dim=-1), y
+            return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.neg_()
         case "symmetric_kl":
-            y = q * (log_q - log_p)
-            value = share * y.sum(dim=-1) + (1 - share) * (p * log_p.sub_(log_q)).sum(dim=-1)
-            return value, y.mul_(share).sub_(p, alpha=1 - share)
+            difference = log_q.sub_(log_p)
+            value = torch.linalg.vecdot(difference, share * q - (1 - share) * p)
+            return value, difference.mul_(q).mul_(share).sub_(p, alpha=1 - share)
         case "skew_forward_kl":
-            m, log_m = _mixture(p, q, share)
-            return (p * log_p.sub_(log_m)).sum(dim=-1), p.mul_(q).div_(m).mul_(share - 1)
+            m = _mixture(p, q, share)
+            value = torch.linalg.vecdot(p, log_p.sub_(m.log()))
+            return value, p.mul_(q).div_(m).mul_(share - 1)
         case "skew_reverse_kl":
-            m, log_m = _mixture(q, p, share)
-            y = q * (log_q - log_m)
+            m = _mixture(q, p, share)
+            y = log_q.sub_(m.log()).mul_(q)
             return y.sum(dim=-1), y.sub_(q.square().div_(m), alpha=share)
         case "generalized_jsd":
-            _, log_m = _mixture(p, q, share)
-            y = (q * (log_q - log_m)).mul_(1 - share)
-            return y.sum(dim=-1) + share * (p * log_p.sub_(log_m)).sum(dim=-1), y
+            log_m = _mixture(p, q, share).log_()
+            y = log_q.sub_(log_m).mul_(q).mul_(1 - share)
+            return y.sum(dim=-1) + share * torch.linalg.vecdot(p, log_p.sub_(log_m)), y
         case "total_variation":
             difference = q - p
             return 0.5 * difference.abs().sum(dim=-1), difference.sign_().mul_(q).mul_(0.5)
@@ -172,7 +187,11 @@ def _divergence(kind: str, share: float, log_p: Tensor, log_q: Tensor, q: Tensor
             raise ValueError(f"kind: expected a divergence, got {kind!r}")
 
 
-def _mixture(a: Tensor, b: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """m = share a + (1 - share) b and log m, for 0 < share < 1; where m underflows so do a and b, and what they multiply is 0."""
-    m = (share * a).add_(b, alpha=1 - share).clamp_min_(torch.finfo(a.dtype).tiny)
-    return m, m.log()
+def _mixture(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """share a + (1 - share) b, for 0 < share < 1; where it underflows so do a and b, and what its logarithm multiplies is 0."""
+    return (share * a).add_(b, alpha=1 - share).clamp_min_(torch.finfo(a.dtype).tiny)
+
+
+def _floor(x: Tensor) -> float:
+    """The log-probability of a class that is masked."""
+    return math.log(torch.finfo(x.dtype).tiny)
