@@ -43,6 +43,9 @@ def run_cache(recipe: Recipe, *, out: Path | None, name: str, bars: Bars) -> Cac
         raise ValueError("teacher.model: expected the model to ask, got none")
     folder = out or Path(described.cache or f"runs/{name}-cache")
     check_writable(folder)
+    accelerator = make_accelerator("no")
+    if accelerator.num_processes > 1:
+        raise ValueError(f"cache: expected one process to build it, got {accelerator.num_processes}")
     made = prepare(recipe.model_copy(update={"teacher": described.model_copy(update={"cache": None})}), bars=bars)
     assert made.teacher is not None
     source = Source(
@@ -72,11 +75,10 @@ def run_cache(recipe: Recipe, *, out: Path | None, name: str, bars: Bars) -> Cac
     )
     total = epochs * len(made.train)
     bars.say(f"cache: {len(made.train)} examples{f' in {epochs} epochs of views' if epochs > 1 else ''}, kept in {folder}")
-    device = make_accelerator("no").device
     return build(
         folder,
         islice(source, epochs * source.batches_per_epoch),
-        partial(_ask, made.teacher.to(device).eval(), device, spec.layers),
+        partial(_ask, made.teacher.to(accelerator.device).eval(), accelerator.device, spec.layers),
         spec,
         progress=lambda rows: bars.count("cache", rows, total, "example"),
     )

@@ -228,6 +228,8 @@ class _Group(NamedTuple):
 
 def _check(folder: Path, spec: Mapping[str, Any], expect: Mapping[str, Any]) -> None:
     for field, wanted in expect.items():
+        if field not in spec:
+            raise ValueError(f"expect: expected fields out of {', '.join(spec)}, got {field!r}")
         if spec[field] != (list(wanted) if isinstance(wanted, tuple) else wanted):
             raise ValueError(f"cache {folder}: expected {field} {wanted!r}, got a cache with {field} {spec[field]!r}")
 
