@@ -153,7 +153,7 @@ def test_a_sample_depends_on_the_item_and_the_seed_alone(tmp_path):
     same = [{**batch, "z": data["z"][:1, :1].expand_as(batch["z"])} for batch in batches]  # one distribution at every position
     found = made(tmp_path / "d", same, **options).signal(data["id"])["sample_indices"]
     assert len(found[0][data["mask"][0]].unique(dim=0)) > 2  # its positions draw each for itself
-    assert len(found[data["mask"]].unique(dim=0)) > 20
+    assert len(found[data["mask"]].unique(dim=0)) > 5  # at most 23 outcomes there are: one for each stretch between break points
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5, 8.0])
