@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.catalog import load, read, slugs
 from preceptor.data.examples import examples_from
+from preceptor.data.text import Texts
 from preceptor.models.reference import build
 from preceptor.task import Task
 from preceptor.training import Training
@@ -15,13 +17,31 @@ class BrokenOffError(Exception):
     """Ends a trial in the middle."""
 
 
+def images():
+    whole = examples_from((torch.randn(60, 1, 6, 6), torch.randint(4, (60,))), 4)
+    return whole, *(build({"reference": "cnn", "channels": channels, "classes": 4}) for channels in ([4, 6], [3, 5]))
+
+
+def texts():
+    tokens = torch.randint(3, 11, (60, 9))
+    mask = torch.ones(60, 8, dtype=torch.bool)
+    whole = Texts(tokens[:, :-1], torch.arange(8).expand(60, 8), tokens[:, 1:], mask, vocabulary=11, prompt=4)
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return whole, *(LlamaForCausalLM(LlamaConfig(vocab_size=11, num_hidden_layers=layers, **sizes, **special)) for layers in (3, 2))
+
+
+def first_token_is_even(batch, completions):
+    return completions.ids[:, 0] % 2 == 0
+
+
 def run(slug, out, *, stop_at=None, resume=False, global_seed=0):
     torch.manual_seed(0)
-    x, y = torch.randn(60, 1, 6, 6), torch.randint(4, (60,))
-    teacher, student = (build({"reference": "cnn", "channels": channels, "classes": 4}) for channels in ([4, 6], [3, 5]))
-    layered = "student_layers" in {field.name for field in read(slug).fields}
-    method = load(slug)(**({"student_layers": ("block1",), "teacher_layers": ("block2",)} if layered else {}))
-    whole = examples_from((x, y), 4)
+    whole, teacher, student = images() if "classification" in read(slug).card.tasks else texts()
+    chosen = {"student_layers": ("block1",), "teacher_layers": ("block2",), "max_new_tokens": 4}
+    chosen |= {"reward": first_token_is_even, "verifier": first_token_is_even, "floor": 0.05}
+    names = {field.name for field in read(slug).fields}
+    method = load(slug)(**{name: value for name, value in chosen.items() if name in names})
     task = Task(train=whole.subset(torch.arange(40)), valid=whole.subset(torch.arange(40, 60)), teacher=teacher)
     updates = []
 
