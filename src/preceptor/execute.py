@@ -221,6 +221,8 @@ def run_distill(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Resul
 def run_compare(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Study:
     """Do what a recipe's ``study`` says."""
     study = recipe.study
+    if recipe.trackers:
+        raise ValueError(f"trackers: expected none in a study, which keeps every trial's numbers in its folder, got {recipe.trackers}")
     made = prepare(recipe, bars=bars)
     sweep = None if study.sweep is None else dict.fromkeys(study.sweep.sizes, study.sweep.methods)
     return compare(
@@ -230,7 +232,7 @@ def run_compare(recipe: Recipe, *, out: Path, resume: bool, bars: Bars) -> Study
         teacher=made.teaches(),
         valid=made.valid,
         test=made.test,
-        seeds=study.seeds,
+        seeds=range(recipe.seed, recipe.seed + study.seeds),
         baseline=study.baseline,
         metrics=study.metrics,
         budget=study.budget,

@@ -158,12 +158,13 @@ class Recipe(_Strict):
     """``name``: a slug; the rest are its hyper-parameters."""
     training: Training = Training()
     seed: int = 0
+    """Of a run; the first seed of a study."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of torch on the CPU; by default torch's choice."""
     check_teacher: bool = True
     """Stop when the teacher is no better than chance on the validation part."""
     trackers: list[str] = []
-    """Any of tensorboard, wandb, trackio; off by default."""
+    """Any of tensorboard, wandb, trackio, for ``distill``; off by default."""
     study: StudyRecipe = StudyRecipe()
     cache: CacheRecipe = CacheRecipe()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from preceptor.losses.coverage import confidence_factor
 from preceptor.losses.policy import token_log_probs
-from preceptor.methods.confidence_limit import confidence_factor
 
 
 def run(params: dict, inputs: dict) -> dict:

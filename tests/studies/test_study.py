@@ -14,7 +14,7 @@ from preceptor.data.examples import examples_from
 from preceptor.data.splits import take
 from preceptor.methods.classic_kd import ClassicKD
 from preceptor.models.folder import load_student
-from preceptor.preflight import preflight
+from preceptor.preflight import Preflight, preflight
 from preceptor.training import Training
 from preceptor.trial import run_trial
 
@@ -151,7 +151,25 @@ def test_the_budget_chooses_the_updates(monkeypatch):
     study = compare(budget="0.5s", seeds=2, methods=["classic-kd"], say=said.append)
     allowed = int(0.5 / (2 * sum(found[0].seconds_per_step.values())))
     assert {trial.steps for arm in study.trials.values() for trial in arm} == {allowed}
-    assert said[0] == f"budget: 0.5s allows {allowed} updates per trial"
+    assert said[0] == f"budget: 0.5s allows {allowed} updates per trial, 4 trials"
+    assert not any(line.startswith("time: ") for line in said)
+
+
+def test_a_budget_counts_the_sweep_and_the_workers(monkeypatch):
+    measured = Preflight(lines=(), notes=(), seconds_per_step={"ce": 0.01, "classic-kd": 0.03}, steps=1, memory_mb=1.0)
+    monkeypatch.setattr("preceptor.studies.study.preflight", lambda *args, **options: measured)
+    study = compare(budget="1s", seeds=2, methods=["classic-kd"], sweep={20: ["ce"]}, workers=2)
+    assert study.trials["ce"][0].steps == int(1 / ((4 * 0.01 + 2 * 0.03) / 2))
+
+
+def test_a_study_with_a_budget_goes_on_with_the_updates_it_began_with(monkeypatch, tmp_path):
+    for seconds in (0.01, 0.02):  # the machine is slower when the study is resumed
+        measured = Preflight(lines=(), notes=(), seconds_per_step={"ce": seconds}, steps=1, memory_mb=1.0)
+        monkeypatch.setattr("preceptor.studies.study.preflight", lambda *args, measured=measured, **options: measured)
+        study = compare(budget="0.1s", seeds=1, methods=["ce"], out=tmp_path / "study", resume=seconds > 0.01)
+        assert study.trials["ce"][0].steps == 10
+    with pytest.raises(ValueError, match=r"budget: expected '0.1s', with which the study in .* began, got '0.2s'"):
+        compare(budget="0.2s", seeds=1, methods=["ce"], out=tmp_path / "study", resume=True)
 
 
 @pytest.mark.parametrize("budget", ["10", "ten m", "10 d", "-3m", ""])

@@ -67,6 +67,12 @@ def clip_and_step(optimizer: Optimizer, state: State) -> None:
     optimizer.step()
 
 
+def student_phase(method: Method, *, updates: int = 1) -> tuple[Phase, ...]:
+    """The phases of a method that trains the student alone, with so many updates on each batch."""
+    update = method.update if updates == 1 else several_updates(updates)
+    return (Phase(name="student", trains=("student",), signal=method.signal, loss=method.loss, update=update),)
+
+
 def several_updates(times: int) -> Callable[[Compute, Optimizer, Batch, Roles, State], None]:
     """An `update` hook that takes ``times`` steps on one batch, each with a new gradient; the signal stays that of before the first."""
 
@@ -143,7 +149,7 @@ class Method:
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases of one update; by default one that trains the student."""
-        return (Phase(name="student", trains=("student",), signal=self.signal, loss=self.loss, update=self.update),)
+        return student_phase(self)
 
     def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
         """Networks that the method needs besides those of the user (projectors, peers, critics), built for one example batch.

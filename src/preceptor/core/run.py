@@ -201,8 +201,8 @@ class _Keeper:
         # what starts frozen and is moved by a hook (an EMA) is told by its changed fingerprint; it has no identity to check
         described = re.sub(r" at 0x[0-9a-f]+", "", repr(method))  # a function's address is another one in every process
         self.identity = {**identity, "method": described, "total_steps": state.total_steps}
-        if "teacher" in self.frozen:
-            self.identity["teacher"] = self.frozen["teacher"]
+        # an EMA starts frozen too, as a copy of the student, and is read back from the checkpoint
+        self.identity |= {name: value for name, value in self.frozen.items() if name != "ema"}
 
     def save(self, position: int) -> None:
         if self.out is None:

@@ -24,13 +24,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from preceptor.core.method import Method, Phase, several_updates
+from preceptor.core.method import Method, Phase, student_phase
 from preceptor.core.reduce import gathered
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Completions, Reward, Sampler, answer_matches, check_on_policy, check_prompted, roll_out, score_rows
-from preceptor.losses.checks import check_labels, check_positive, check_same_shape
-from preceptor.losses.divergence import Temperature, log_probs
+from preceptor.losses.checks import check_positive
+from preceptor.losses.entropy_filters import clip_b, clip_v, entropy_discriminator
 from preceptor.losses.policy import check_clips, group_advantages, ppo_surrogate, sequence_means, token_log_probs
 from preceptor.losses.token_stats import entropy
 from preceptor.miniature.claim import Claim
@@ -50,96 +50,6 @@ CARD = Card(
     cost="the student writes every text, several per prompt, and scores each once more for the filter",
     headline="Qwen2.5-7B, AIME24: Avg@32 16.88 -> 19.69, Pass@32 50.0 -> 56.7 (clip_b against GRPO)",
 )
-
-
-def entropy_discriminator(
-    logits: Tensor, tokens: Tensor, *, temperature: Temperature = 1.0, rows: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How each sampled token bears on the entropy of its position, what the average token does, and that entropy; in nats, constant.
-
-    arXiv:2602.03392, Sec. 3: S = p_k (H + log p_k), N = sum_i p_i^2 (H + log p_i), H = -sum_i p_i log p_i.
-
-    Args:
-        logits: shape (..., V).
-        tokens: the sampled ones, shape (...), integers in [0, V).
-        temperature: of the sampling, T > 0, no unit.
-        rows: positions computed at a time, at least 1, to save memory; None: all.
-    Returns:
-        S, N >= 0, and H >= 0, each of shape (...). S sums to 0 over the vocabulary; its mean under p is N.
-    Raises:
-        TypeError: logits are not floating point, or tokens not integers.
-        ValueError: shapes do not fit, a token is out of range, or temperature <= 0.
-    """
-    check_labels(tokens, logits)
-    if rows is not None:
-        pieces = zip(logits.flatten(0, -2).split(rows), tokens.flatten().split(rows), strict=True)
-        parts = [entropy_discriminator(some, theirs, temperature=temperature) for some, theirs in pieces]
-        s, n, h = (torch.cat(values).view(tokens.shape) for values in zip(*parts, strict=True))
-        return s, n, h
-    log_p = log_probs(logits.detach(), temperature=temperature)
-    h = entropy(log_p)
-    sampled = log_p.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
-    n = (log_p.mul(2).exp() * (h.unsqueeze(-1) + log_p)).sum(-1)
-    return sampled.exp() * (h + sampled), n.clamp(min=0), h
-
-
-def clip_b(s: Tensor, advantages: Tensor, mask: Tensor, *, mu: float = 2.5, symmetric: bool = False) -> Tensor:
-    """The tokens that the filter keeps: S is compared with its mean over the batch.
-
-    Args:
-        s: discriminators, any shape.
-        advantages: the same shape.
-        mask: the same shape; what is 0 stays out.
-        mu: > 0, in standard deviations of S over the batch.
-        symmetric: also leave out rewarded tokens with S - mean S > mu std S.
-    Returns:
-        bool, the same shape; the mask itself where all S are equal.
-    """
-    check_same_shape(s=s, advantages=advantages, mask=mask)
-    counts = mask != 0
-    if not counts.any():
-        return counts
-    return _keep(s - s[counts].mean(), s[counts], advantages, counts, mu, symmetric)
-
-
-def clip_v(
-    s: Tensor, n: Tensor, advantages: Tensor, mask: Tensor, *, mu: float = 8.5, max_share: float | None = 1e-4, symmetric: bool = False
-) -> Tensor:
-    """The tokens that the filter keeps: S is compared with its mean over the vocabulary, N.
-
-    Args:
-        s: discriminators, any shape.
-        n: their means under the policy, the same shape.
-        advantages: the same shape.
-        mask: the same shape; what is 0 stays out.
-        mu: > 0, in standard deviations of N - S over the batch.
-        max_share: at most this share of the tokens that count, but at least one token, is left out; None: no limit.
-        symmetric: also leave out rewarded tokens with S - N > mu std(N - S).
-    Returns:
-        bool, the same shape; the mask itself where all N - S are equal.
-    """
-    check_same_shape(s=s, n=n, advantages=advantages, mask=mask)
-    counts = mask != 0
-    if not counts.any():
-        return counts
-    return _keep(s - n, (n - s)[counts], advantages, counts, mu, symmetric, max_share)
-
-
-def _keep(
-    centred: Tensor, spread: Tensor, advantages: Tensor, counts: Tensor, mu: float, symmetric: bool, max_share: float | None = None
-) -> Tensor:
-    sigma = float(spread.std(correction=0))
-    if sigma < 1e-12:
-        return counts
-    shrinks = advantages.sign() * centred  # in the direction of a smaller entropy, to first order
-    dropped = counts & (shrinks > mu * sigma)
-    if not symmetric:
-        dropped &= advantages < 0
-    if max_share is not None:
-        most = max(1, int(max_share * int(counts.sum())))
-        chosen = shrinks.masked_fill(~dropped, -torch.inf).flatten().topk(min(most, dropped.numel())).indices
-        dropped &= torch.zeros_like(dropped).flatten().index_fill_(0, chosen, True).view_as(dropped)
-    return counts & ~dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +94,7 @@ class EntropyDynamics(Method):
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, with several updates on a batch where asked for."""
-        update = self.update if self.updates == 1 else several_updates(self.updates)
-        return (Phase(name="student", trains=("student",), signal=self.signal, loss=self.loss, update=update),)
+        return student_phase(self, updates=self.updates)
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Let the student answer each prompt several times, reward the answers, and take the filtered tokens out of the mask."""

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from preceptor.core.method import Method, Phase, evaluating, several_updates
+from preceptor.core.method import Method, Phase, evaluating, student_phase
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, roll_out
@@ -149,8 +149,7 @@ class GOPD(Method):
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, with several updates on a batch where asked for."""
-        update = self.update if self.updates == 1 else several_updates(self.updates)
-        return (Phase(name="student", trains=("student",), signal=self.signal, loss=self.loss, update=update),)
+        return student_phase(self, updates=self.updates)
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Put the student's answers in place of the batch."""

@@ -24,12 +24,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from preceptor.core.method import Method, Phase, several_updates
+from preceptor.core.method import Method, Phase, student_phase
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Completions, Reward, Sampler, answer_matches, check_on_policy, check_prompted, roll_out, score_rows
-from preceptor.losses.checks import check_positive, check_same_shape
+from preceptor.losses.checks import check_positive
 from preceptor.losses.divergence import log_probs
+from preceptor.losses.phase_entropy import pear_reward, phase_entropies
 from preceptor.losses.policy import check_clips, group_advantages, kl_estimate, ppo_surrogate, sequence_means, token_log_probs
 from preceptor.losses.token_stats import entropy
 from preceptor.miniature.claim import Claim
@@ -49,69 +50,6 @@ CARD = Card(
     cost="the student writes every text, several per prompt, and scores each once more for the entropies",
     headline="Qwen3-4B, six benchmarks: 7428 -> 3221 tokens at 74.85 -> 74.27 % accuracy (GRPO 7467 tokens, 75.12 %)",
 )
-
-
-def phase_entropies(entropies: Tensor, ids: Tensor, mask: Tensor, end_think: int | tuple[int, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean entropy of the thinking and of the answer of each text; 0 for a phase without a token.
-
-    The first end of thinking parts the two and belongs to neither; a text without one is all thinking.
-
-    Args:
-        entropies: of the prediction of each token, in nats, shape (N, T).
-        ids: the tokens, same shape.
-        mask: same shape, non-zero from the first to the last token of the text.
-        end_think: the token that ends the thinking, or the tokens in order where it is several; None: there is none.
-    Returns:
-        H_think and H_answer, shape (N,), and the position k of the last token of the end of thinking, (N,), or one past the text.
-    Raises:
-        ValueError: shapes differ.
-    """
-    check_same_shape(entropies=entropies, ids=ids, mask=mask)
-    counts, place = mask != 0, torch.arange(ids.shape[1], device=ids.device)
-    end = () if end_think is None else (end_think,) if isinstance(end_think, int) else tuple(end_think)
-    ends = torch.zeros_like(counts)
-    if 0 < len(end) <= ids.shape[1]:
-        windows = (ids.masked_fill(~counts, -1).unfold(1, len(end), 1) == torch.tensor(end, device=ids.device)).all(-1)
-        ends[:, len(end) - 1 :] = windows
-    past = (counts * (place + 1)).amax(1)
-    k = torch.where(ends.any(1), ends.int().argmax(1), past)
-    before = torch.where(ends.any(1), k - len(end) + 1, past)
-    think, answer = counts & (place < before.unsqueeze(1)), counts & (place > k.unsqueeze(1))
-    return sequence_means(entropies, think), sequence_means(entropies, answer), k
-
-
-def pear_reward(
-    correct: Tensor,
-    think: Tensor,
-    answer: Tensor,
-    *,
-    alpha: float = 1.0,
-    right: float = 1.0,
-    wrong: float = 0.0,
-    floor: float | None = None,
-) -> Tensor:
-    """The reward of each text: min(1, s - max(0, H_think - alpha H_answer)) where it is right.
-
-    arXiv:2510.08026, Sec. 4.
-
-    Args:
-        correct: whether the answer is right, shape (N,), bool.
-        think: mean entropy of the thinking, same shape, >= 0.
-        answer: mean entropy of the answer, same shape, >= 0.
-        alpha: what the answer's entropy excuses; 0 counts the thinking alone, -1 both phases.
-        right: s, reward of a right answer before the penalty.
-        wrong: r_wrong, reward of a wrong one.
-        floor: least reward of a right one; None: none.
-    Returns:
-        Shape (N,), at most max(1, wrong).
-    Raises:
-        ValueError: shapes differ.
-    """
-    check_same_shape(correct=correct, think=think, answer=answer)
-    earned = (right - (think - alpha * answer).clamp(min=0)).clamp(max=1.0)
-    if floor is not None:
-        earned = earned.clamp(min=floor)
-    return torch.where(correct.bool(), earned, torch.full_like(earned, wrong))
 
 
 def numeric_answer(text: str, *, strict: bool = False) -> str | None:
@@ -170,8 +108,7 @@ class PEAR(Method):
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, with several updates on a batch where asked for."""
-        update = self.update if self.updates == 1 else several_updates(self.updates)
-        return (Phase(name="student", trains=("student",), signal=self.signal, loss=self.loss, update=update),)
+        return student_phase(self, updates=self.updates)
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Let the student answer each prompt several times, and turn answers and entropies into advantages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,9 @@ from preceptor.trial import Trial, run_trial
 
 StudyProgress = Callable[[str, Record | None, int, int, int], None]
 """Called as ``(trial, record, updates of the trial, trials done, trials in all)``; the record is None when a trial ends."""
+
+BUDGET = "budget.json"
+"""What a budget came to when a study began, in its folder: to resume is to go on with as many updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,8 @@ def compare(
         baseline: the arm that others are compared with; run even when ``methods`` leaves it out.
         metrics: what paired differences are reported in; each one more makes all verdicts more cautious.
         epochs: passes over the training data, instead of ``training.epochs``.
-        budget: total time instead, such as "10m" or "90s": the number of updates, equal for all trials, is chosen to fit.
+        budget: total time instead, such as "10m" or "90s": the number of updates, equal for all trials and those of a sweep, is chosen to
+            fit.
         training: see `preceptor.training.Training`; the same for all methods.
         sweep: further sizes: number of training examples -> methods to run there.
         sweep_pool: the examples that sweep sizes are taken from, the first ones; by default ``train``.
@@ -122,16 +127,12 @@ def compare(
         if metric not in HIGHER_IS_BETTER:
             raise ValueError(f"metrics: expected some of {', '.join(HIGHER_IS_BETTER)}, got {metric!r}")
     check_workers(workers)
+    if budget is not None:
+        _seconds(budget)
     training = make_training(training, epochs)
     folder = Path(out) if out is not None else None
     refuse_other_run(folder, resume)
     found = preflight(task, chosen, _make(student, numbers[0]), training, check_teacher=check_teacher, trials=len(numbers))
-    if budget is not None:
-        each = sum(found.seconds_per_step.values()) * len(numbers)
-        training = training.model_copy(update={"steps": max(1, int(_seconds(budget) / each))})
-        say(f"budget: {budget} allows {training.steps} updates per trial")
-    for line in found.lines:
-        say(line)
     pool = task.train if sweep_pool is None else sweep_pool
     plan = [_Place(name, seed, "trials", task) for name in chosen for seed in numbers]
     for size, names in (sweep or {}).items():
@@ -143,7 +144,20 @@ def compare(
         if size != len(task.train):
             smaller = replace(task, train=take(pool, size, seed=None))
             plan += [_Place(name, seed, f"sweep/{size}", smaller) for name in names for seed in numbers]
+    lines = list(found.lines)
+    if budget is not None:
+        steps = _allowed(budget, sum(found.seconds_per_step[place.arm] for place in plan) / workers, folder, resume)
+        training = training.model_copy(update={"steps": steps})
+        lines = [
+            f"budget: {budget} allows {steps} updates per trial, {len(plan)} trials",
+            *(x for x in lines if not x.startswith("time: ")),
+        ]
+    for line in lines:
+        say(line)
     write_recipe(recipe, folder)
+    if budget is not None and folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BUDGET).write_text(json.dumps({"budget": budget, "steps": training.steps}))
     with ExitStack() as stack:
         store = folder
         if workers > 1 and folder is None:
@@ -291,6 +305,17 @@ def _sweep_chart(
             values = {seed: {"accuracy": trials[name, seed, part].metrics["accuracy"]} for seed in seeds}
             points.append({"value": size, "name": name, **summary(values)["accuracy"]})
     return {"axis": "training images", "points": points}
+
+
+def _allowed(budget: str, seconds: float, folder: Path | None, resume: bool) -> int:
+    """Updates of each trial: those that the study began with, else those that fit at so many seconds for one update of every trial."""
+    kept = folder / BUDGET if folder is not None else None
+    if resume and kept is not None and kept.exists():
+        saved = json.loads(kept.read_text())
+        if saved["budget"] != budget:
+            raise ValueError(f"budget: expected {saved['budget']!r}, with which the study in {folder} began, got {budget!r}")
+        return saved["steps"]
+    return max(1, int(_seconds(budget) / seconds))
 
 
 def _seconds(budget: str) -> float:
