@@ -8,7 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from preceptor.metrics import cost as module
-from preceptor.metrics.cost import checkpoint_bytes, cost, latency, macs, parameters, peak_memory_mb, reset_peak_memory, take
+from preceptor.metrics.cost import (
+    checkpoint_bytes,
+    cost,
+    latency,
+    macs,
+    parameters,
+    peak_memory_mb,
+    peak_tensor_mb,
+    reset_peak_memory,
+    take,
+)
 from preceptor.metrics.timing import timed
 
 
@@ -174,6 +184,24 @@ def test_peak_memory_rises_and_is_reset():
     if resettable:
         assert reset_peak_memory()
         assert peak_memory_mb() < high - 100
+
+
+def test_the_peak_of_tensors_counts_what_lives_at_one_time():
+    def call():
+        first = torch.zeros(1000, 250)  # 1 MB
+        view = first.view(250, 1000)[:, :10]  # no memory of its own
+        del first
+        second = torch.ones(250, 1000)  # 2 MB now
+        second += 1
+        del view, second
+        return torch.zeros(500, 250)
+
+    assert peak_tensor_mb(call) == peak_tensor_mb(call) == 2.0
+
+
+def test_the_peak_of_tensors_sees_the_backward_pass_and_not_what_was_there():
+    weight = torch.randn(1000, 250, requires_grad=True)
+    assert peak_tensor_mb(lambda: weight.exp().sum().backward()) == pytest.approx(2.0, abs=0.01)  # result and gradient
 
 
 def test_peak_memory_without_proc(monkeypatch, tmp_path):

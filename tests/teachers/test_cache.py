@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from tests.teachers.answers import CLASSES, WHOSE, contents, examples, made, said, texts, whole
+from torch import nn
 
 from preceptor.core.state import State
 from preceptor.data.augment import Flip
 from preceptor.data.examples import examples_from
 from preceptor.data.sources import Source
-from preceptor.losses.divergence import kl
+from preceptor.losses.divergence import forward_kl, kl
 from preceptor.methods.ce import CrossEntropy
 from preceptor.methods.classic_kd import ClassicKD
 from preceptor.methods.fitnets import FitNets
+from preceptor.methods.gkd import GKD
 from preceptor.methods.rkd import RKD
+from preceptor.miniature.toys import Halves
 from preceptor.teachers.build import build
 from preceptor.teachers.cache import Cache, Spec, from_cache
 from preceptor.teachers.targets import KL_BOUND_PER_BUCKET, top_k
@@ -33,6 +36,17 @@ KINDS = [
     {"kind": "sample", "k": 5},
     {"kind": "sample", "k": 5, "precision": "compact", "seed": 3},
 ]
+
+
+class Logits(nn.Module):
+    """A model that cannot be taken apart."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
 
 
 def name(kind):
@@ -381,3 +395,27 @@ def test_answers_are_read_where_they_lie(tmp_path):
     shutil.rmtree(tmp_path / "c")  # mapped, not copied: the bytes are there until they are let go
     assert cache.signal(torch.tensor([7 * 599]))["logits"].shape == (1, CLASSES)
     assert not os.path.exists(tmp_path / "c")
+
+
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("kind", ["top-k", "sample"])
+def test_a_language_model_learns_from_what_a_cache_knows(tmp_path, kind, halves):
+    torch.manual_seed(1)
+    body, output = nn.Embedding(50, 4), nn.Linear(4, CLASSES, bias=False)
+    batch = {**texts()[1], "x": {"input_ids": torch.randint(50, (3, 9))}}
+    logits, teacher, counts = output(body(batch["x"]["input_ids"])), batch["z"], batch["mask"]
+    student = Halves(body, output) if halves else Logits(Halves(body, output))
+    reader = from_cache(GKD(on_policy_rate=0.0, beta=0.0), made(tmp_path / "c", texts(), kind=kind, k=CLASSES))
+    state = State(total_steps=1)
+    found = reader.loss(batch, reader.signal(batch, {}, state), {"student": student}, state)["divergence"]
+    expected = forward_kl(logits, teacher)
+    if kind == "sample":
+        expected = expected + torch.special.entr(teacher.softmax(-1)).sum(-1)  # with all classes in the sample, the cross-entropy
+    torch.testing.assert_close(found[counts], expected[counts], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("field", "value"), [("on_policy_rate", 0.5), ("beta", 0.5)])
+def test_settings_that_a_cache_cannot_serve_are_refused(tmp_path, field, value):
+    cache = made(tmp_path / "c", texts(), kind="top-k", k=3)
+    with pytest.raises(ValueError, match=rf"expected {field} 0\.0 of GKD, to learn from a cache, got {value}"):
+        from_cache(GKD(**{"on_policy_rate": 0.0, "beta": 0.0, field: value}), cache)

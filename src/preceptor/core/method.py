@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -126,6 +126,7 @@ class Method:
     coupled: ClassVar[bool] = False  # the loss relates the items of a batch: microbatches are refused
     gradient_free: ClassVar[bool] = False  # never calls compute()
     cached: ClassVar[tuple[str, ...]] = ()  # kinds of teacher cache that can answer for `signal`; see `preceptor.teachers.cache`
+    cached_with: ClassVar[Mapping[str, Any]] = {}  # hyper-parameter -> the value that it needs for that
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Turn a batch of the source into the batch to train on, without gradient (rollouts, attacks, noise, token masks)."""

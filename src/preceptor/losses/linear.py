@@ -18,12 +18,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from preceptor.core.types import Signal
 from preceptor.losses.checks import check_unit_interval
 from preceptor.losses.linear_engine import Settings, autocast, run
 from preceptor.losses.linear_filter import FilterReport
 from preceptor.losses.linear_inputs import check_head, classes_of, labels_of, rows_that_count, softmax_of
 from preceptor.losses.linear_rows import Entropy, SparseTargets, TeacherLogits
 from preceptor.losses.numeric import lift_to_zero, upcast
+from preceptor.losses.sparse import signal_kl
 from preceptor.models.heads import Head
 
 Kind = Literal[
@@ -347,6 +349,31 @@ def linear_sparse_cross_entropy(
     index, chosen, given = classes_of(hidden, head, indices, weights, mask, filter_mass)
     loss = SparseTargets(softmax=softmax_of(hidden, head, temperature, index), indices=chosen, weights=given)
     return run(hidden, head, loss, index, settings)[..., 0]
+
+
+def said_kl(said: Signal, signal: Signal, *, mask: Tensor | None = None, temperature: float | Tensor = 1.0) -> Tensor:
+    """KL(teacher || student) from a teacher of which a few tokens are known; `preceptor.losses.sparse.signal_kl` without the logits.
+
+    Args:
+        said: what `preceptor.models.heads.speak` says of the student.
+        signal: ``top_indices`` and ``top_logprobs``, or ``sample_indices`` and ``sample_weights``; see `signal_kl`.
+        mask: (...), 0 where a token does not count.
+        temperature: T > 0, no unit; what is known of the teacher is at this temperature.
+
+    Returns:
+        (...), in nats; of a sample the KL up to a constant.
+
+    Raises:
+        TypeError, ValueError: as `linear_topk_kl`.
+    """
+    if "logits" in said:
+        return signal_kl(said["logits"], signal, temperature=temperature)
+    hidden, head = said["hidden"], said["head"]
+    if "top_logprobs" in signal:
+        given = signal["top_indices"], signal["top_logprobs"]
+        return linear_topk_kl(hidden, head, *given, tail=True, mask=mask, temperature=temperature)
+    given = signal["sample_indices"], signal["sample_weights"]
+    return linear_sparse_cross_entropy(hidden, head, *given, mask=mask, temperature=temperature)
 
 
 def _resolve(kind: Kind, share: float | None) -> tuple[str, float]:

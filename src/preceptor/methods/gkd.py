@@ -13,7 +13,9 @@ sampling are two settings; there is no T^2. The paper's mix with a reward (its E
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Completer, Sampler, check_on_policy, check_prompted, language_batch, roll_out
 from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
 from preceptor.losses.divergence import generalized_jsd, kl
-from preceptor.losses.linear import linear_divergence
+from preceptor.losses.linear import linear_divergence, said_kl
 from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
@@ -48,6 +50,9 @@ CARD = Card(
 @dataclass(frozen=True, kw_only=True)
 class GKD(Method):
     """A batch brings texts for the fixed steps and ``prompt`` for the on-policy ones."""
+
+    cached: ClassVar[tuple[str, ...]] = ("top-k", "sample")
+    cached_with: ClassVar[Mapping[str, Any]] = {"on_policy_rate": 0.0, "beta": 0.0, "seq_kd": False}
 
     on_policy_rate: float = 0.5  # r in [0, 1]; TRL's lmbda
     beta: float = 0.5  # in [0, 1]; TRL
@@ -93,6 +98,8 @@ class GKD(Method):
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the divergence at every position, (N, T)."""
         said = speak(roles["student"], batch["x"])
+        if not {"hidden", "logits"} & signal.keys():  # a cache's, of KL(p || q)
+            return {"divergence": said_kl(said, signal, mask=batch.get("mask"), temperature=self.temperature)}
         if "hidden" in said and "hidden" in signal:
             check_vocabularies(len(said["head"].weight), teacher=len(signal["head"].weight))
             found = linear_divergence(

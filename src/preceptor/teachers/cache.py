@@ -280,7 +280,8 @@ def from_cache(method: Method, cache: Cache) -> Method:
     A method without a ``signal`` of its own asks no teacher there and comes back as it is.
 
     Raises:
-        ValueError: the method cannot learn from such a cache, or works at another temperature or with other layers.
+        ValueError: the method cannot learn from such a cache or with its hyper-parameters, or works at another temperature or with other
+            layers.
     """
     if type(method).signal is Method.signal:
         return method
@@ -290,6 +291,9 @@ def from_cache(method: Method, cache: Cache) -> Method:
     if spec.kind not in method.cached:
         raise ValueError(f"cache {cache.folder}: expected kind {' or '.join(method.cached)} for {name}, got {spec.kind!r}")
     options = vars(method)
+    for field, wanted in method.cached_with.items():
+        if options[field] != wanted:
+            raise ValueError(f"cache {cache.folder}: expected {field} {wanted} of {name}, to learn from a cache, got {options[field]}")
     if spec.k is not None and options.get("temperature", spec.temperature) != spec.temperature:
         raise ValueError(f"cache {cache.folder}: expected temperature {options['temperature']} like {name}, got {spec.temperature}")
     missing = [layer for layer in options.get("teacher_layers", ()) if layer not in spec.layers] if spec.kind == "features" else []
