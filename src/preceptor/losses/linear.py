@@ -13,8 +13,6 @@ Memory beside the gradients: one buffer of chunk_rows x V entries, two with a te
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
@@ -22,31 +20,11 @@ from preceptor.core.types import Signal
 from preceptor.losses.checks import check_unit_interval
 from preceptor.losses.linear_engine import Settings, autocast, run
 from preceptor.losses.linear_filter import FilterReport
-from preceptor.losses.linear_inputs import check_head, classes_of, labels_of, rows_that_count, softmax_of
+from preceptor.losses.linear_inputs import Kind, check_head, classes_of, labels_of, resolve, rows_that_count, softmax_of
 from preceptor.losses.linear_rows import Entropy, SparseTargets, TeacherLogits
 from preceptor.losses.numeric import lift_to_zero, upcast
 from preceptor.losses.sparse import signal_kl
 from preceptor.models.heads import Head
-
-Kind = Literal[
-    "forward_kl",
-    "reverse_kl",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "generalized_jsd",
-    "js_distance",
-    "symmetric_kl",
-    "total_variation",
-]
-"""A name in `preceptor.losses.divergence.DIVERGENCES`."""
-
-_SHARES: dict[Kind, float] = {
-    "skew_forward_kl": 0.1,
-    "skew_reverse_kl": 0.1,
-    "generalized_jsd": 0.5,
-    "js_distance": 0.9,
-    "symmetric_kl": 0.9,
-}
 
 
 def linear_cross_entropy(
@@ -247,7 +225,7 @@ def linear_divergence(
     if len(teacher_head.weight) != len(head.weight):
         raise ValueError(f"teacher head: expected {len(head.weight)} classes like the student's, got {len(teacher_head.weight)}")
     index = rows_that_count(hidden, mask, filter_mass)
-    name, number = _resolve(kind, share)
+    name, number = resolve(kind, share)
     states, constant = autocast(teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1]), teacher_head)
     loss = TeacherLogits(
         kind=name,
@@ -374,24 +352,3 @@ def said_kl(said: Signal, signal: Signal, *, mask: Tensor | None = None, tempera
         return linear_topk_kl(hidden, head, *given, tail=True, mask=mask, temperature=temperature)
     given = signal["sample_indices"], signal["sample_weights"]
     return linear_sparse_cross_entropy(hidden, head, *given, mask=mask, temperature=temperature)
-
-
-def _resolve(kind: Kind, share: float | None) -> tuple[str, float]:
-    """The divergence to compute and its share, with those that are another one at an end of [0, 1]."""
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
-    if share is None:
-        share = _SHARES.get(kind, 0.0)
-    elif kind not in _SHARES:
-        raise ValueError(f"share: expected None for {kind}, got {share}")
-    check_unit_interval(share=share)
-    match kind, share:
-        case "skew_forward_kl", 0:
-            return "forward_kl", 0.0
-        case "skew_reverse_kl", 0:
-            return "reverse_kl", 0.0
-        case "generalized_jsd", 0 | 1:
-            return "reverse_kl" if share else "forward_kl", 0.0
-        case "js_distance", _:
-            return "generalized_jsd", 1 - share
-    return kind, share

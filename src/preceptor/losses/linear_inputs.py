@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from preceptor.losses.checks import INTEGERS, check_floating, check_positive
+from preceptor.losses.checks import INTEGERS, check_floating, check_positive, check_unit_interval
 from preceptor.losses.linear_filter import similar
 from preceptor.losses.linear_rows import Softmax
 from preceptor.losses.numeric import upcast
 from preceptor.models.heads import Head
+
+Kind = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "generalized_jsd",
+    "js_distance",
+    "symmetric_kl",
+    "total_variation",
+]
+"""A name in `preceptor.losses.divergence.DIVERGENCES`."""
+
+_SHARES: dict[Kind, float] = {
+    "skew_forward_kl": 0.1,
+    "skew_reverse_kl": 0.1,
+    "generalized_jsd": 0.5,
+    "js_distance": 0.9,
+    "symmetric_kl": 0.9,
+}
 
 
 def check_head(hidden: Tensor, head: Head, name: str = "") -> None:
@@ -78,8 +100,8 @@ def classes_of(
     return index, flat, given.to(upcast(hidden[:0]).dtype)
 
 
-def softmax_of(hidden: Tensor, head: Head, temperature: float | Tensor, index: Tensor | None) -> Softmax:
-    """The softmax of a head over the rows that count."""
+def softmax_of(hidden: Tensor, head: Head | None, temperature: float | Tensor, index: Tensor | None) -> Softmax:
+    """The softmax of a head over the rows that count; without a head, of the logits ``hidden`` themselves."""
     check_positive(temperature=temperature)
     if isinstance(temperature, Tensor):
         if temperature.ndim >= hidden.ndim:
@@ -87,10 +109,35 @@ def softmax_of(hidden: Tensor, head: Head, temperature: float | Tensor, index: T
         rows = temperature.detach().to(upcast(hidden[:0])).expand(hidden.shape[:-1]).reshape(-1, 1)
         temperature = rows if index is None else rows[index]
     masked = None
-    if head.bias is not None and head.soft_cap is None:  # a soft cap turns -inf into a finite logit
+    if head is not None and head.bias is not None and head.soft_cap is None:  # a soft cap turns -inf into a finite logit
         infinite = torch.isneginf(head.bias.detach())
         masked = infinite if infinite.any() else None
     return Softmax(temperature=temperature, masked=masked)
+
+
+def resolve(kind: Kind, share: float | None) -> tuple[str, float]:
+    """The divergence to compute and its share, with those that are another one at an end of [0, 1].
+
+    Raises:
+        ValueError: an unknown kind, a share for one that has none, or one outside [0, 1].
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if share is None:
+        share = _SHARES.get(kind, 0.0)
+    elif kind not in _SHARES:
+        raise ValueError(f"share: expected None for {kind}, got {share}")
+    check_unit_interval(share=share)
+    match kind, share:
+        case "skew_forward_kl", 0:
+            return "forward_kl", 0.0
+        case "skew_reverse_kl", 0:
+            return "reverse_kl", 0.0
+        case "generalized_jsd", 0 | 1:
+            return "reverse_kl" if share else "forward_kl", 0.0
+        case "js_distance", _:
+            return "generalized_jsd", 1 - share
+    return kind, share
 
 
 def _check_range(name: str, indices: Tensor, head: Head) -> None:

@@ -23,7 +23,7 @@ class Softmax:
     """log_softmax(logits / T) of blocks of rows."""
 
     temperature: float | Tensor = 1.0  # a number, or (rows, 1)
-    masked: Tensor | None = None  # (V,) bool: classes with a bias of -inf
+    masked: Tensor | None = None  # (V,) bool: classes with a bias of -inf; or (n, V), those of one block
 
     def scale(self, rows: slice) -> float | Tensor:
         """The temperature of some rows, (n, 1) where rows differ."""
@@ -39,10 +39,15 @@ class Softmax:
         log_q = F.log_softmax(self.scaled(logits, rows), dim=-1)
         return log_q if self.masked is None else log_q.masked_fill_(self.masked, _floor(log_q))
 
-    def probs(self, log_q: Tensor) -> Tensor:
-        """exp(log_q), which torch's softmax computes faster than its exp; exactly 0 where masked."""
-        q = log_q.softmax(dim=-1)
-        return q if self.masked is None else q.masked_fill_(self.masked, 0.0)
+    def both(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """`log_probs` and their exponential, (n, V), exactly 0 where masked; two new tensors, in the time of torch's log_softmax."""
+        scaled = self.scaled(logits, rows)
+        q = scaled.softmax(dim=-1)
+        log_top = q.amax(dim=-1, keepdim=True).log_()  # the largest probability is at least 1 / V: no underflow
+        log_q = (scaled - scaled.amax(dim=-1, keepdim=True)).add_(log_top)
+        if self.masked is not None:
+            log_q.masked_fill_(self.masked, _floor(log_q))
+        return log_q, q
 
     def write(self, y: Tensor, q: Tensor, rows: slice, upstream: Tensor, logits: Tensor) -> None:
         """Write the gradient over the logits; y is overwritten too."""
@@ -116,21 +121,21 @@ class SparseTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLogits:
-    """A divergence of `preceptor.losses.divergence` from a teacher that is known by its hidden states and head."""
+    """A divergence of `preceptor.losses.divergence` from a teacher that is known by its hidden states and head, or by its logits."""
 
     kind: str
     share: float
     softmax: Softmax  # of the student
     teacher_softmax: Softmax
-    teacher: tuple[Tensor, Head]
+    teacher: tuple[Tensor, Head] | None = None
     columns: int = 1
 
     def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> Tensor:
         """See `preceptor.losses.linear_engine.RowLoss`."""
         assert teacher is not None
-        log_q, log_p = self.softmax.log_probs(logits, rows), self.teacher_softmax.log_probs(teacher, rows)
-        q = self.softmax.probs(log_q)
-        value, y = _divergence(self.kind, self.share, log_p, log_q, q)
+        log_p, p = self.teacher_softmax.both(teacher, rows)
+        log_q, q = self.softmax.both(logits, rows)
+        value, y = _divergence(self.kind, self.share, log_p, p, log_q, q)
         if upstream is not None:
             self.softmax.write(y, q, rows, upstream, logits)
         return value[:, None].clamp_min(0.0)
@@ -146,8 +151,7 @@ class Entropy:
 
     def block(self, logits: Tensor, teacher: Tensor | None, rows: slice, upstream: Tensor | None) -> Tensor:
         """See `preceptor.losses.linear_engine.RowLoss`."""
-        log_q = self.softmax.log_probs(logits, rows)
-        q = self.softmax.probs(log_q)
+        log_q, q = self.softmax.both(logits, rows)
         y = log_q.mul_(q).neg_()
         value = y.sum(dim=1, keepdim=True)
         if upstream is not None:
@@ -155,12 +159,11 @@ class Entropy:
         return value
 
 
-def _divergence(kind: str, share: float, log_p: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Value (n,) and y (n, V) of a divergence; the equations are those of `preceptor.losses.divergence`. Both logs are overwritten."""
+def _divergence(kind: str, share: float, log_p: Tensor, p: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Value (n,) and y (n, V) of a divergence; the equations are those of `preceptor.losses.divergence`. All but q are overwritten."""
     if kind == "reverse_kl":
         y = log_q.sub_(log_p).mul_(q)
         return y.sum(dim=-1), y
-    p = log_p.softmax(dim=-1)
     match kind:
         case "forward_kl":
             return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.neg_()

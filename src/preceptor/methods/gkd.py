@@ -25,8 +25,9 @@ from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Completer, Sampler, check_on_policy, check_prompted, language_batch, roll_out
 from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
-from preceptor.losses.divergence import generalized_jsd, kl
+from preceptor.losses.divergence import kl
 from preceptor.losses.linear import linear_divergence, said_kl
+from preceptor.losses.masked import masked_divergence
 from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
@@ -115,7 +116,8 @@ class GKD(Method):
             return {"divergence": found}
         logits, target = all_logits(said), all_logits(signal)
         check_vocabularies(logits.shape[-1], teacher=target.shape[-1])
-        return {"divergence": generalized_jsd(logits, target, beta=self.beta, temperature=self.temperature)}
+        options = {"share": self.beta, "mask": batch.get("mask"), "temperature": self.temperature}
+        return {"divergence": masked_divergence(logits, target, kind="generalized_jsd", **options)}
 
 
 _STATES, _CORE, _TOKENS, _LENGTH = 24, 8, 8, 12
