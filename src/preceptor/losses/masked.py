@@ -77,6 +77,7 @@ class _Rows(torch.autograd.Function):
         gradient, ctx.formed = ctx.formed, None  # scaled in place: a second backward pass computes its own
         if gradient is None:
             _, gradient = _sweep(logits, teacher, index, ctx.loss, gradient=True)
+        assert gradient is not None
         scale = upstream[index, None].to(gradient.dtype)
         if not (scale == 1).all():
             for block, rows in _blocks(index, logits):
