@@ -89,6 +89,15 @@ def test_no_gradient_is_made_where_none_is_wanted():
     assert not masked_divergence(student.detach(), teacher).requires_grad
 
 
+def test_mixed_precision_leaves_float32_alone():
+    student, teacher = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    for kind, divergence in (("forward_kl", DIVERGENCES["forward_kl"]), ("reverse_kl", DIVERGENCES["reverse_kl"])):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = masked_divergence(student.requires_grad_(), teacher, kind=kind)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, divergence(student, teacher))
+
+
 def test_empty_and_half_precision():
     student, teacher = pair(0, 5)
     assert masked_divergence(student, teacher).shape == (0,)

@@ -99,7 +99,8 @@ def _sweep(logits: Tensor, teacher: Tensor, index: Tensor, loss: TeacherLogits, 
         beside, masked_beside, _ = _cannot_be(teacher[rows])
         softmax = replace(loss.softmax, masked=masked)
         bounded = replace(loss, softmax=softmax, teacher_softmax=replace(softmax, masked=masked_beside))
-        values[rows] = bounded.block(part, beside, block, None if formed is None else ones[block])[:, 0]
+        with torch.autocast(logits.device.type, enabled=False):
+            values[rows] = bounded.block(part, beside, block, None if formed is None else ones[block])[:, 0]
         if formed is not None:
             formed[rows] = part if empty is None else part.masked_fill_(empty, 0.0)
     return values, formed
