@@ -4,7 +4,7 @@ Same model, same batches, same optimizer; the two run in turn within one process
 preceptor runs with its non-finite checks, gradient norm and journal on; the plain loop has none of them. Also measured, each in fresh
 processes: the time of ``import preceptor``, of ``preceptor --help`` and of ``preceptor list``.
 
-    python benchmarks/loop.py [--json] [--repeats 15] [--steps 100]
+    python benchmarks/loop.py [--json] [--repeats 61] [--steps 20]
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def difference_of_losses() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and keep them in benchmarks/results/loop.json")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=61)
+    parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
     if difference_of_losses() > 1e-12:
         raise SystemExit("the two losses differ: the comparison would mean nothing")
