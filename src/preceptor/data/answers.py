@@ -1,4 +1,4 @@
-"""Answers of two writers, and which answers are fit to be learnt from."""
+"""Answers of one writer, of two, and which answers are fit to be learnt from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from preceptor.core.state import State
 from preceptor.core.types import Batch
-from preceptor.data.rollout import Completer, Completions, Prompt
+from preceptor.data.rollout import Completer, Completions, Prompt, Sampler, roll_out
+
+
+def written_answers(
+    model: nn.Module, prompt: Prompt, *, answers: int = 1, max_new_tokens: int, seed: int, sampler: Sampler | None = None
+) -> Batch:
+    """Texts of a model: fixed answers of a teacher to train on, or those on which two models are compared.
+
+    Args:
+        model: who writes.
+        prompt: (N, P), padded on the left.
+        answers: G for each prompt, next to each other.
+        max_new_tokens: at least 1.
+        seed: of the draws; the same gives the same texts.
+        sampler: how; None: generate of transformers.
+    Returns:
+        N * G rows of `preceptor.data.rollout.language_batch`, with ``prompt``, ``id`` (the prompt's number) and ``finished`` (bool).
+    """
+    asked = {"prompt": prompt, "id": torch.arange(len(prompt["input_ids"]))}
+    state = State(total_steps=1, seed=seed)
+    texts, repeated, completions = roll_out(asked, model, state, sampler=sampler, answers=answers, max_new_tokens=max_new_tokens)
+    return {**texts, "prompt": repeated["prompt"], "finished": completions.finished}
 
 
 @dataclass(frozen=True, kw_only=True)
