@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.core.state import State
 from preceptor.data.answers import written_answers
@@ -129,6 +130,26 @@ def test_mixed_rows_are_told_where_they_stand(roles, batch):
     assert x["position_ids"][~fresh][:, :3].tolist() == [[0, 0, 1]] * 4
     assert x["attention_mask"][fresh].tolist() == [[1] * 6] * 4
     assert x["position_ids"][fresh].tolist() == [list(range(6))] * 4
+
+
+def test_documents_in_a_fixed_row_do_not_see_each_other(batch):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=9, initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=None, **sizes)
+    roles = dict.fromkeys(("student", "teacher"), LlamaForCausalLM(config).double())
+    ids = torch.randint(9, (ROWS, 3))
+    batch |= {"x": {"input_ids": ids, "position_ids": torch.tensor([[0, 0, 1]] * ROWS), "use_cache": False}}
+    made = prepared(SourcedKD(online_rate=0.5, max_new_tokens=6), batch, roles)
+    alone = roles["student"](**batch["x"]).logits[made["id"]]
+    fixed = made["mask"].sum(1) < 6
+    assert int(fixed.sum()) == 4
+    torch.testing.assert_close(roles["student"](**made["x"]).logits[fixed, :3], alone[fixed], rtol=1e-9, atol=1e-12)
+    fresh = {"input_ids": made["x"]["input_ids"][~fixed], "use_cache": False}
+    expected = roles["student"](**fresh).logits
+    torch.testing.assert_close(roles["student"](**made["x"]).logits[~fixed], expected, rtol=1e-9, atol=1e-12)
+    batch["prompt"] = {"input_ids": torch.ones(ROWS, 2, dtype=torch.int64), "attention_mask": torch.tensor([[0, 1]] * ROWS)}
+    with pytest.raises(ValueError, match="prompt: expected prompts of one length beside fixed rows of several documents, got padded ones"):
+        prepared(SourcedKD(online_rate=0.5, max_new_tokens=6), batch, roles)
 
 
 def test_every_batch_draws_once_whatever_is_fresh(roles, batch):

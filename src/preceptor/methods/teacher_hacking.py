@@ -94,7 +94,7 @@ class SourcedKD(Method):
         writer = None if self.sampler is not None and not isinstance(self.sampler, Sampler) else roles[self.online]
         written, _, _ = roll_out(take(batch, fresh), writer, own, sampler=self.sampler, max_new_tokens=self.max_new_tokens)
         state.log |= own.log
-        return join([_filled(part) for part in (take(batch, fixed), written)]) if len(fixed) else written
+        return _side_by_side(take(batch, fixed), written) if len(fixed) else written
 
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
         """Return what the teacher says, its last hidden states and output layer where it has them."""
@@ -105,12 +105,17 @@ class SourcedKD(Method):
         return GKD(on_policy_rate=0.0, beta=self.beta).loss(batch, signal, roles, state)
 
 
-def _filled(batch: Batch) -> Batch:
-    """What is trained on, with the masks and places that `preceptor.data.rollout.language_batch` gives."""
-    x = dict(batch["x"])
-    attention = x.setdefault("attention_mask", torch.ones_like(x["input_ids"]))
-    x.setdefault("position_ids", (attention.cumsum(1) - 1).clamp(min=0))
-    return {"x": x, "y": batch["y"], "mask": batch["mask"], "id": batch["id"]}
+def _side_by_side(fixed: Batch, written: Batch) -> Batch:
+    """Rows of both as one batch; documents that share a fixed row, told apart by their places alone, still do not see each other."""
+    parts = [{**{key: part[key] for key in ("y", "mask", "id")}, "x": dict(part["x"])} for part in (fixed, written)]
+    x, fresh = (part["x"] for part in parts)
+    if "position_ids" in x and "attention_mask" not in x and not (x["position_ids"].diff(dim=1) == 1).all():
+        if not fresh.pop("attention_mask")[:, 0].all():
+            raise ValueError("prompt: expected prompts of one length beside fixed rows of several documents, got padded ones")
+    else:
+        attention = x.setdefault("attention_mask", torch.ones_like(x["input_ids"]))
+        x.setdefault("position_ids", (attention.cumsum(1) - 1).clamp(min=0))
+    return join(parts)
 
 
 def miniature(seed: int, size: Size) -> Miniature:
