@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.parity import check_case, load_adapter
+from tests.teachers.answers import made, texts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.core.reduce import global_counts, reduce_terms, split
@@ -18,6 +19,7 @@ from preceptor.losses.hard import hard_loss
 from preceptor.methods.fidelity_paradox import CARD, FidelityParadox, miniature, noisy
 from preceptor.miniature.policies import TablePolicy
 from preceptor.models.taps import forward
+from preceptor.teachers.cache import from_cache
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fidelity-paradox.json"
 ADAPTERS = Path(__file__).parents[1] / "adapters"
@@ -152,6 +154,19 @@ def test_noise_on_no_text_at_all():
 def test_noise_on_a_teacher_in_half_precision(roles, batch):
     half = {name: role.bfloat16() for name, role in roles.items()}
     assert losses(FidelityParadox(noise=1.0), batch, half)["soft"].isfinite()
+
+
+def test_it_learns_from_a_cache_of_logits_unless_the_teacher_is_noisy(tmp_path, roles):
+    batch = {**texts(classes=9)[1], "x": {"input_ids": torch.randint(9, (3, 9), generator=torch.Generator().manual_seed(0))}}
+    cache = made(tmp_path / "c", texts(classes=9), kind="logits")
+    reader, state = from_cache(FidelityParadox(aggregation="token"), cache), State(total_steps=1)
+    batch = reader.prepare(batch, roles, state)
+    found = reader.loss(batch, reader.signal(batch, {}, state), {"student": roles["student"].float()}, state)["soft"]
+    expected = forward_kl(forward(roles["student"], batch["x"]).logits, batch["z"])
+    torch.testing.assert_close(found[batch["mask"]], expected[batch["mask"]], rtol=1e-4, atol=1e-6)
+    assert (found[~batch["mask"]] == 0).all()
+    with pytest.raises(ValueError, match=r"expected noise 0\.0 of FidelityParadox"):
+        from_cache(FidelityParadox(noise=1.0), cache)
 
 
 def test_the_gradient_at_a_high_temperature_is_the_distance_of_centred_logits():
