@@ -31,11 +31,12 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, roll_out
 from preceptor.losses.checks import check_logits, check_positive, check_same_shape, check_vocabularies
 from preceptor.losses.divergence import log_probs
-from preceptor.losses.policy import check_clips, importance_weights, ppo_surrogate, sequence_means, token_log_probs
+from preceptor.losses.linear import said_log_probs
+from preceptor.losses.policy import check_clips, importance_weights, ppo_surrogate, sequence_means
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
 from preceptor.miniature.run import Miniature, Size
-from preceptor.models.taps import forward
+from preceptor.models.heads import all_logits, speak, vocabulary_size
 
 CARD = Card(
     slug="gopd",
@@ -162,31 +163,33 @@ class GOPD(Method):
         found: dict[str, Tensor | dict[str, int]] = {}
         sizes = {}
         for role in ("teacher",) if self.reward_scale == 1 else ("teacher", "reference"):
-            logits = forward(roles[role], batch["x"]).logits
-            sizes[role] = logits.shape[-1]
-            found[role] = logits if self.mode == "full" else self._floored(logits, batch, state)
+            said = speak(roles[role], batch["x"])
+            sizes[role] = vocabulary_size(said)
+            found[role] = all_logits(said) if self.mode == "full" else self._floored(said, batch, state)
         if self.mode == "sampled" and (self.updates > 1 or self.importance_cap is not None):
             with evaluating(roles["student"]) as student:
-                found["old"] = token_log_probs(forward(student, batch["x"]).logits, batch["y"])
+                found["old"] = said_log_probs(speak(student, batch["x"]), batch["y"], mask=batch["mask"])
         return {**found, "vocabularies": sizes}
 
-    def _floored(self, logits: Tensor, batch: Batch, state: State) -> Tensor:
+    def _floored(self, said: Signal, batch: Batch, state: State) -> Tensor:
         """Log-probabilities of the tokens, those below the floor raised to it and counted in ``state.log``."""
-        known = batch["y"].clamp(max=logits.shape[-1] - 1)  # a smaller vocabulary is refused in `loss`, which knows the student's
-        log_p = token_log_probs(logits, known)
-        below = (log_p < self.log_prob_floor) & (batch["mask"] != 0)
+        known = batch["y"].clamp(max=vocabulary_size(said) - 1)  # a smaller vocabulary is refused in `loss`, which knows the student's
+        log_p = said_log_probs(said, known, mask=batch["mask"])
+        below = log_p < self.log_prob_floor
         state.log["floored_tokens"] = state.log.get("floored_tokens", 0.0) + float(below.sum())
         return log_p.clamp(min=self.log_prob_floor)
 
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the loss of every token, (N, T), or of every text, (N,)."""
-        logits = forward(roles["student"], batch["x"]).logits
-        check_vocabularies(logits.shape[-1], **signal["vocabularies"])
+        said = speak(roles["student"], batch["x"])
+        check_vocabularies(vocabulary_size(said), **signal["vocabularies"])
         reference = signal.get("reference")
         if self.mode == "full":
-            losses = extrapolated_kl(logits, signal["teacher"], reference, reward_scale=self.reward_scale, floor=self.log_prob_floor)
+            losses = extrapolated_kl(
+                all_logits(said), signal["teacher"], reference, reward_scale=self.reward_scale, floor=self.log_prob_floor
+            )
         else:
-            log_p = token_log_probs(logits, batch["y"])
+            log_p = said_log_probs(said, batch["y"], mask=batch["mask"])
             old = signal.get("old", log_p.detach())
             advantages = extrapolated_advantages(old, signal["teacher"], reference, reward_scale=self.reward_scale)
             losses = ppo_surrogate(log_p, old, advantages, clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip)

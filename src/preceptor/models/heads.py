@@ -80,6 +80,11 @@ def all_logits(said: Mapping[str, Any]) -> Tensor:
     return said["logits"] if "logits" in said else said["head"].logits(said["hidden"])
 
 
+def vocabulary_size(said: Mapping[str, Any]) -> int:
+    """V of what `speak` returned."""
+    return said["logits"].shape[-1] if "logits" in said else len(said["head"].weight)
+
+
 def unwrapped(model: nn.Module) -> PreTrainedModel:
     """The model of transformers itself where peft holds one, its adapters still inside; else the model."""
     return cast("PreTrainedModel", cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model)
