@@ -9,7 +9,7 @@ text first and over texts then, so that short answers weigh as much as long ones
 The third loss of the study is the method `gkd`; what is measured is in `preceptor.metrics.fidelity`, and `preceptor.studies.statistics`
 has its table of students, teachers, losses and tasks, and the tests (`kd_study`).
 Deviations from the released code (LCS2-IIITD/KD_generalization): positions are shifted and only those of the mask are trained, where the
-code takes every token of the attention mask, unshifted, prompts included; it adds 1e-9 to the probabilities before the logarithm; two
+code takes every token of the attention mask, unshifted, prompts included; it adds 1e-9 to the probabilities that weigh its sums; two
 vocabularies are refused, not cut to the smaller. Its loss "SeqKD" is the KL above on given texts, and so is this one.
 """
 
