@@ -13,9 +13,10 @@ from scipy import stats
 from torch import nn
 
 from preceptor.data.examples import examples_from
+from preceptor.data.text import Texts
 from preceptor.metrics.evaluate import Predictions, score
 from preceptor.report.page import render
-from preceptor.result import build_result, write_result
+from preceptor.result import _tokens_per_second, build_result, write_result
 from preceptor.trial import Task, Trial
 
 
@@ -55,6 +56,7 @@ def a_trial(task, name, seed, right):
         metrics=metrics,
         says=says,
         steps=7,
+        examples=70,
         train_seconds=1.5 + seed,
         peak_memory_mb=100.0,
         curve=curve,
@@ -205,3 +207,13 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
     assert commit() == head
     (tmp_path / "a").write_text("2")
     assert commit() == f"{head}+"
+
+
+def test_tokens_in_a_second_of_training():
+    ids = torch.arange(12).view(3, 4)
+    mask = torch.ones(3, 4)
+    mask[0, 1:] = 0
+    texts = Texts(ids, ids, ids, mask, vocabulary=12)
+    trial = a_trial(a_task(), "ce", 0, 8)
+    assert _tokens_per_second(Task(train=texts, valid=texts), trial) == 70 * (9 / 3) / 1.5
+    assert _tokens_per_second(a_task(), trial) is None

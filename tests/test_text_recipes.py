@@ -57,6 +57,7 @@ def test_distil_evaluate_and_load_with_plain_transformers(kitchen):
     teacher, student = result["rows"]
     assert teacher["seeds"][0]["metrics"]["perplexity"] < 15  # chance is 31
     metrics = student["seeds"][0]["metrics"]
+    assert student["seeds"][0]["tokens_per_second"] > 0
     assert metrics.keys() >= {"perplexity", "nll", "accuracy", "ece", "agreement", "kl_to_teacher"}
     assert json.loads(call("evaluate", out, "--json").stdout) == metrics
     assert len(result["generations"]) == 3

@@ -84,7 +84,8 @@ def build_result(
         reliability.append(_reliability(teacher_name, [says]))
     for name, trials in arms.items():
         seeds = [
-            {key: vars(trial)[key] for key in ("seed", "metrics", "steps", "train_seconds", "peak_memory_mb")} | {"teacher_seconds": None}
+            {key: vars(trial)[key] for key in ("seed", "metrics", "steps", "train_seconds", "peak_memory_mb")}
+            | {"teacher_seconds": None, "tokens_per_second": _tokens_per_second(task, trial)}
             for trial in trials
         ]
         measured = {trial.seed: trial.metrics for trial in trials}
@@ -120,6 +121,13 @@ def build_result(
         "hardware": hardware(),
         "notes": list(notes),
     }
+
+
+def _tokens_per_second(task: Task, trial: Trial) -> float | None:
+    """Targets trained on in a second of training, teacher and validation included; None for other examples than texts."""
+    if not isinstance(task.train, Texts):
+        return None
+    return trial.examples * task.train.tokens() / len(task.train) / trial.train_seconds
 
 
 def write_result(result: Mapping[str, Any], folder: Path) -> Path:

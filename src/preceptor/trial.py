@@ -46,9 +46,13 @@ class Trial:
     metrics: dict[str, float]
     says: Says
     steps: int
+    examples: int  # trained on, each as often as it was seen
     train_seconds: float
     peak_memory_mb: float
     curve: dict[str, Any]
+
+
+_KEPT = ("seed", "metrics", "steps", "examples", "train_seconds", "peak_memory_mb", "curve")  # in trial.json
 
 
 def run_trial(
@@ -135,6 +139,7 @@ def run_trial(
         metrics=metrics,
         says=says,
         steps=steps,
+        examples=steps * training.batch_size,
         train_seconds=seconds,
         peak_memory_mb=peak_memory_mb(accelerator.device),
         curve=curve,
@@ -142,7 +147,7 @@ def run_trial(
     weights = whole(student.state_dict()) if out is not None else {}  # on every process, or the gathering waits for ever
     if out is not None and accelerator.is_main_process:
         save_student(student, out / "student", {"method": name, "metrics": metrics}, state_dict=weights)
-        kept = {key: vars(trial)[key] for key in ("name", "seed", "metrics", "steps", "train_seconds", "peak_memory_mb", "curve")}
+        kept = {key: vars(trial)[key] for key in ("name", *_KEPT)}
         aside = out / ".trial.json.partial"
         aside.write_text(json.dumps({**kept, "identity": {**identity, "method": repr(method)}}, indent=1))
         aside.replace(out / "trial.json")
@@ -262,7 +267,7 @@ def _read_back(task: Task, name: str, student: nn.Module, out: Path, identity: M
         name=name,
         student=student,
         says=says,
-        **{key: saved[key] for key in ("seed", "metrics", "steps", "train_seconds", "peak_memory_mb", "curve")},
+        **{key: saved[key] for key in _KEPT},
     )
 
 

@@ -88,6 +88,7 @@ COSTS = (
 )
 TRAINING = (
     Measure(key="train_seconds", label="Training time", number=duration, sign=-1),
+    Measure(key="tokens_per_second", label="Tokens per second", number=significant, sign=1),
     Measure(key="peak_memory_mb", label="Peak memory", number=significant, unit=" MB", sign=-1),
 )
 MORE = (
