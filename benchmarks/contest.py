@@ -7,6 +7,8 @@ computed, so that a row also says how far the results lie apart.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
 import random
@@ -49,7 +51,8 @@ class Contest:
 
 
 def main(script: str, contests: Mapping[str, Callable[[], Contest]], *, repeats: int, description: str | None) -> None:
-    """Run the contests named on the command line, all by default; ``--json`` prints the rows and keeps them in benchmarks/results."""
+    """Run the contests named on the command line, all by default; ``--json`` prints the rows and keeps them, and
+    those of other cases, in benchmarks/results."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"out of: {', '.join(contests)}")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and keep them in benchmarks/results")
@@ -67,10 +70,10 @@ def main(script: str, contests: Mapping[str, Callable[[], Contest]], *, repeats:
             rows.append(row)
             print(_line(row), file=sys.stderr, flush=True)
     if given.json:
-        text = json.dumps(rows, indent=1)
-        if not given.cases:
-            (Path(script).parent / "results" / f"{Path(script).stem}.json").write_text(text + "\n")
-        print(text)
+        path = Path(script).parent / "results" / f"{Path(script).stem}.json"
+        known = json.loads(path.read_text()) if given.cases and path.exists() else []
+        path.write_text(json.dumps([row for row in known if row["case"].partition(": ")[0] not in given.cases] + rows, indent=1) + "\n")
+        print(json.dumps(rows, indent=1))
 
 
 def clock(turn: Callable[[], Any]) -> tuple[float, Any]:
@@ -123,6 +126,9 @@ def _in_fresh_process(script: str, case: str, name: str, threads: int) -> float:
 def _extra_memory(turn: Callable[[], Any]) -> float:
     """Peak of the resident set during one turn, above what it was before, in megabytes of 10^6 bytes."""
     torch.randn(64, 64, requires_grad=True).logsumexp(-1).sum().backward()  # the libraries load what they need
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the problem has freed is not there for the turn to use again
     reset_peak_memory()
     before = peak_memory_mb()
     turn()
