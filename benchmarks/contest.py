@@ -51,8 +51,10 @@ class Contest:
 
 
 def main(script: str, contests: Mapping[str, Callable[[], Contest]], *, repeats: int, description: str | None) -> None:
-    """Run the contests named on the command line, all by default; ``--json`` prints the rows and keeps them, and
-    those of other cases, in benchmarks/results."""
+    """Run the contests named on the command line, all by default.
+
+    ``--json`` prints the rows and keeps them in benchmarks/results, beside those of other cases.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"out of: {', '.join(contests)}")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and keep them in benchmarks/results")
