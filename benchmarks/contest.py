@@ -66,15 +66,19 @@ def main(script: str, contests: Mapping[str, Callable[[], Contest]], *, repeats:
     if given.memory:
         print(_extra_memory(contests[given.cases[0]]().contenders[given.memory]))
         return
+    path = Path(script).parent / "results" / f"{Path(script).stem}.json"
+    kept = json.loads(path.read_text()) if given.json and path.exists() else []
     rows = []
     for case in given.cases or contests:
-        for row in _rows(script, case, contests[case], given.repeats, given.threads):
-            rows.append(row)
+        found = _rows(script, case, contests[case], given.repeats, given.threads)
+        rows += found
+        for row in found:
             print(_line(row), file=sys.stderr, flush=True)
+        if given.json:  # after every case: they take minutes each
+            others = [row for row in kept if row["case"].partition(": ")[0] in contests.keys() - {case}]
+            kept = sorted(others + found, key=lambda row: list(contests).index(row["case"].partition(": ")[0]))
+            path.write_text(json.dumps(kept, indent=1) + "\n")
     if given.json:
-        path = Path(script).parent / "results" / f"{Path(script).stem}.json"
-        known = json.loads(path.read_text()) if given.cases and path.exists() else []
-        path.write_text(json.dumps([row for row in known if row["case"].partition(": ")[0] not in given.cases] + rows, indent=1) + "\n")
         print(json.dumps(rows, indent=1))
 
 
