@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from preceptor.catalog import load, read, slugs
+from preceptor.catalog import FOLDER, load, read, slugs
 from preceptor.core.method import Method
 from preceptor.core.run import train
 from preceptor.core.state import State
@@ -111,6 +111,12 @@ def run(slug, *, steps=4, micro=1, batch_size=8, precision="no", **rest):
 
 def weights(roles):
     return {f"{name}.{key}": value for name, role in roles.items() for key, value in role.state_dict().items()}
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_its_file_is_read_in_one_sitting(slug):
+    lines = (FOLDER / f"{slug.replace('-', '_')}.py").read_text().count("\n")
+    assert lines <= 250, f"{lines} lines: move its world to preceptor.miniature, what others could use to losses or data"
 
 
 @pytest.mark.parametrize("slug", slugs())

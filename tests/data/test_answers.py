@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preceptor.data.answers import mixed_answers, repeats, usable
+from preceptor.data.answers import best_answers, mixed_answers, repeats, usable
 from preceptor.data.rollout import Completions, Prompt
 
 STOP = 1
@@ -102,3 +102,15 @@ def test_repetition():
 def test_usable():
     said = completions([*range(2, 20), STOP], [2, 3], [2, 3] * 16 + [STOP], [STOP])
     assert usable({}, said).tolist() == [True, False, False, True]
+
+
+def test_the_best_of_the_accepted_are_chosen():
+    scores = torch.tensor([[0.1, 0.5, 0.3, 0.5], [0.9, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4]])
+    accepted = torch.tensor([[True] * 4, [False, True, True, True], [False, False, True, False]])
+    places, passed = best_answers(scores, accepted, 2)
+    assert places[:2].tolist() == [[1, 3], [3, 2]]  # of equal ones the first; never one that is filtered
+    assert places[2, 0] == 2
+    assert passed.tolist() == [[True, True], [True, True], [True, False]]
+    places, passed = best_answers(scores, torch.ones_like(accepted), 4)
+    assert places.sort(1).values.tolist() == [[0, 1, 2, 3]] * 3  # n = k keeps everything
+    assert passed.all()

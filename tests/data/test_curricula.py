@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from preceptor.data.curricula import choose, ranked
+from preceptor.core.stream import as_stream
+from preceptor.data.curricula import choose, pool_rows, pool_scores, ranked, shuffled
 
 
 def generator() -> torch.Generator:
@@ -64,3 +65,41 @@ def test_bad_input_is_refused():
         ranked(torch.rand(3), skip_top=-0.1)
     with pytest.raises(ValueError, match=r"scores: expected shape \(samples,\)"):
         ranked(torch.rand(3, 2))
+
+
+@pytest.fixture
+def pool():
+    """Samples 0, 1, ..., 7 in batches of 3, 3 and 2."""
+    return as_stream(
+        [{"y": part[:, None], "mask": part[:, None] >= 0, "id": part, "prompt": part[:, None]} for part in torch.arange(8).split(3)]
+    )
+
+
+def test_every_sample_of_a_pool_is_scored_and_each_batch_draws_its_own(pool):
+    def score(batch, *, seed):
+        seeds.append(seed)
+        return batch["y"][:, 0].double()
+
+    seeds: list[int] = []
+    options = {"seed": 1, "device": torch.device("cpu")}
+    assert pool_scores(pool, score, number=0, **options).tolist() == list(range(8))
+    pool_scores(pool, score, number=1, **options)
+    assert len(set(seeds)) == 6
+    pool_scores(pool, score, number=0, **options)
+    assert seeds[6:] == seeds[:3]
+
+
+def test_the_rows_that_are_wanted_come_in_the_order_of_the_pool(pool):
+    rows = pool_rows(pool, torch.isin(torch.arange(8), torch.tensor([7, 1, 0])))
+    assert rows["id"].tolist() == [0, 1, 7] == rows["y"][:, 0].tolist()
+    assert "prompt" not in rows
+
+
+def test_passes_are_whole_and_can_be_cut_anywhere():
+    whole = shuffled(5, 0, 20, seed=3, number=0).tolist()
+    passes = [whole[i : i + 5] for i in range(0, 20, 5)]
+    assert [sorted(one) for one in passes] == [list(range(5))] * 4
+    assert len(set(map(tuple, passes))) > 1
+    for start, count in ((0, 3), (3, 9), (5, 5), (7, 13), (10, 0)):
+        assert shuffled(5, start, count, seed=3, number=0).tolist() == whole[start : start + count]
+    assert shuffled(5, 0, 20, seed=3, number=1).tolist() != whole != shuffled(5, 0, 20, seed=4, number=0).tolist()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from preceptor.data.sentences import (
     KINDS,
+    divergence_score,
     kind_area,
     sentence_kinds,
     sentence_numbers,
@@ -128,3 +129,25 @@ def test_area_between_correct_and_incorrect_answers():
     assert kind_area(kinds, correct, "teacher", least=1) == pytest.approx(1.0)
     assert kind_area(kinds, correct, "teacher", least=3) == 0
     assert kind_area(torch.cat([kinds, kinds]), torch.tensor([True] * 4 + [False] * 4), "shared", least=1) == 0
+
+
+def test_score_reference():
+    teacher, student = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.0, 0.0]]), torch.tensor([[0.4, 0.3, 0.5], [0.8, 0.0, 0.0]])
+    tokens = torch.tensor([[3, 5, 2], [4, 0, 0]])
+    torch.testing.assert_close(divergence_score(teacher, student, tokens), torch.tensor([(0.5 - 0.1 + 0.0) / 3, -0.7]))
+    torch.testing.assert_close(divergence_score(teacher, student, tokens, by_tokens=True), torch.tensor([(1.5 - 0.5) / 10, -0.7]))
+
+
+def test_score_properties():
+    torch.manual_seed(0)
+    teacher, student = torch.rand(2, 50, 4, dtype=torch.double)
+    tokens = torch.randint(0, 5, (50, 4))
+    for by_tokens in (False, True):
+        score = divergence_score(teacher, student, tokens, by_tokens=by_tokens)
+        assert (score.abs() <= 1).all()
+        torch.testing.assert_close(score, -divergence_score(student, teacher, tokens, by_tokens=by_tokens))
+        assert (divergence_score(teacher, teacher, tokens, by_tokens=by_tokens) == 0).all()
+        assert (divergence_score(torch.ones(2, 3), torch.zeros(2, 3), torch.ones(2, 3), by_tokens=by_tokens) == 1).all()
+        assert (divergence_score(teacher, student, 0 * tokens, by_tokens=by_tokens) == 0).all()
+    with pytest.raises(ValueError, match=r"student: expected shape \(50, 4\) like teacher, got \(4,\)"):
+        divergence_score(teacher, student[0], tokens)

@@ -16,7 +16,7 @@ from preceptor.core.types import Batch
 from preceptor.data.rollout import Completions
 from preceptor.data.sentences import sentence_probabilities
 from preceptor.losses.hard import hard_loss
-from preceptor.methods.dasd import CARD, DASD, divergence_score, select
+from preceptor.methods.dasd import CARD, DASD
 from preceptor.miniature.toys import ToySampler
 
 PLAIN = DASD(candidates=1, mixed_share=0.0, max_new_tokens=6, accept=lambda batch, completions: completions.mask.any(1))
@@ -68,40 +68,6 @@ def test_defaults_are_those_of_the_card():
     assert (method.candidates, method.kept, method.ratio) == (4, 1, 1.5)
     assert not method.mask_begun
     assert CARD.slug == "dasd"
-
-
-def test_score_reference():
-    teacher, student = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.0, 0.0]]), torch.tensor([[0.4, 0.3, 0.5], [0.8, 0.0, 0.0]])
-    tokens = torch.tensor([[3, 5, 2], [4, 0, 0]])
-    torch.testing.assert_close(divergence_score(teacher, student, tokens), torch.tensor([(0.5 - 0.1 + 0.0) / 3, -0.7]))
-    torch.testing.assert_close(divergence_score(teacher, student, tokens, by_tokens=True), torch.tensor([(1.5 - 0.5) / 10, -0.7]))
-
-
-def test_score_properties():
-    torch.manual_seed(0)
-    teacher, student = torch.rand(2, 50, 4, dtype=torch.double)
-    tokens = torch.randint(0, 5, (50, 4))
-    for by_tokens in (False, True):
-        score = divergence_score(teacher, student, tokens, by_tokens=by_tokens)
-        assert (score.abs() <= 1).all()
-        torch.testing.assert_close(score, -divergence_score(student, teacher, tokens, by_tokens=by_tokens))
-        assert (divergence_score(teacher, teacher, tokens, by_tokens=by_tokens) == 0).all()
-        assert (divergence_score(torch.ones(2, 3), torch.zeros(2, 3), torch.ones(2, 3), by_tokens=by_tokens) == 1).all()
-        assert (divergence_score(teacher, student, 0 * tokens, by_tokens=by_tokens) == 0).all()
-    with pytest.raises(ValueError, match=r"student: expected shape \(50, 4\) like teacher, got \(4,\)"):
-        divergence_score(teacher, student[0], tokens)
-
-
-def test_selection():
-    scores = torch.tensor([[0.1, 0.5, 0.3, 0.5], [0.9, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4]])
-    accepted = torch.tensor([[True] * 4, [False, True, True, True], [False, False, True, False]])
-    places, passed = select(scores, accepted, 2)
-    assert places[:2].tolist() == [[1, 3], [3, 2]]  # of equal ones the first; never one that is filtered
-    assert places[2, 0] == 2
-    assert passed.tolist() == [[True, True], [True, True], [True, False]]
-    places, passed = select(scores, torch.ones_like(accepted), 4)
-    assert places.sort(1).values.tolist() == [[0, 1, 2, 3]] * 3  # n = k keeps everything
-    assert passed.all()
 
 
 def test_the_best_of_the_candidates_is_kept(batch, roles):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from preceptor.miniature.arithmetic import CHARACTERS, accuracy, arithmetic, written
@@ -46,3 +47,12 @@ def test_accuracy_is_the_share_of_right_answers():
     with torch.no_grad():
         student.lm_head.bias.neg_()
     assert accuracy(student, batch) == 0.0
+
+
+def test_overall_weighs_the_tasks_as_the_pool_does():
+    world = arithmetic(0, "smoke")
+    given = iter([1.0, 0.5, 0.25])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preceptor.miniature.arithmetic.accuracy", lambda student, batch: next(given))
+        found = world.accuracies(world.student)
+    assert found == {"sums": 1.0, "copies": 0.5, "new": 0.25, "overall": pytest.approx(0.46 + 0.23 + 0.02)}

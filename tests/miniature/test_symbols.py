@@ -2,7 +2,7 @@
 
 import torch
 
-from preceptor.miniature.symbols import ContextLM, all_contexts, code, contexts_of, peaked_table, sample
+from preceptor.miniature.symbols import ContextLM, TextLM, all_contexts, code, contexts_of, peaked_table, sample
 
 
 def test_contexts_stand_before_their_symbols():
@@ -30,3 +30,12 @@ def test_a_network_sees_nothing_but_its_context():
     model = ContextLM(symbols=4, context=2, hidden=8)
     assert model(all_contexts(4, 2)).shape == (16, 4)
     assert not torch.equal(model(torch.tensor([1, 2])), model(torch.tensor([2, 1])))
+
+
+def test_as_a_language_model_it_sees_each_symbol_and_those_before():
+    torch.manual_seed(0)
+    network = ContextLM(symbols=4, context=3, hidden=8)
+    texts = torch.tensor([[3, 1, 2], [1, 1, 0]])
+    logits = TextLM(network)(texts, use_cache=False)
+    torch.testing.assert_close(logits[:, :-1], network(contexts_of(texts, 3)[:, 1:]))
+    torch.testing.assert_close(logits[:, -1], network(texts))

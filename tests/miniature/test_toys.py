@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from preceptor.miniature.toys import Halves, LastSymbols, Rows, ToySampler
+from preceptor.methods.ce import CrossEntropy
+from preceptor.miniature.symbols import ContextLM, TextLM
+from preceptor.miniature.toys import Halves, LastSymbols, Rows, ToySampler, fit_rows, small_network
 from preceptor.models.heads import head, hidden_states
 from preceptor.models.taps import forward
 
@@ -62,3 +64,24 @@ def test_rows_come_once_per_epoch_and_from_where_they_were():
     again = Rows(whole, batch_size=3, seed=1)
     again.load_state_dict(position)
     assert torch.equal(next(again)["id"], following)
+
+
+def test_a_small_network_is_one_of_contexts_in_two_halves():
+    torch.manual_seed(0)
+    halves = small_network(symbols=4, context=2, hidden=8)
+    torch.manual_seed(0)
+    whole = TextLM(ContextLM(symbols=4, context=2, hidden=8))
+    ids = torch.randint(4, (3, 5))
+    torch.testing.assert_close(halves(input_ids=ids)["logits"], whole(ids))
+
+
+def test_training_on_rows_learns_them_and_tells_of_every_update():
+    torch.manual_seed(0)
+    student = small_network(symbols=4, context=1, hidden=8)
+    ids = torch.arange(4).repeat(5)[:, None]
+    rows = {"x": {"input_ids": ids}, "y": (ids + 1) % 4, "mask": torch.ones_like(ids), "id": torch.arange(20)}
+    seen = []
+    options = {"batch_size": 5, "learning_rate": 0.05, "steps": 60, "seed": 0}
+    fit_rows(CrossEntropy(), {"student": student}, rows, **options, progress=lambda record: seen.append(record.step))
+    assert torch.equal(forward(student, rows["x"]).logits.argmax(-1), rows["y"])
+    assert seen == list(range(1, 61))

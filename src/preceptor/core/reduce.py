@@ -26,6 +26,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def num_examples(batch: Batch) -> int:
     """Length of the example axis: of ``id``, else of the first tensor.
 
@@ -155,7 +160,7 @@ class _Gather(torch.autograd.Function):
         padded[: len(tensor)] = tensor
         pieces = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(pieces, padded)
-        ctx.span = (sum(lengths[: dist.get_rank()]), len(tensor))
+        ctx.span = (sum(lengths[: rank()]), len(tensor))
         return torch.cat([piece[:length] for piece, length in zip(pieces, lengths, strict=True)])
 
     @staticmethod

@@ -128,3 +128,18 @@ def repeats(tokens: Sequence[int], *, size: int = 8, most: int = 3) -> bool:
         if start >= end:
             seen[run] = (count + 1, start + size)
     return max((count for count, _ in seen.values()), default=0) > most
+
+
+def best_answers(scores: Tensor, accepted: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The answers of each prompt with the largest scores among those that passed the filters; of equal ones the first.
+
+    Args:
+        scores: shape (N, n).
+        accepted: shape (N, n), bool.
+        kept: k, in [1, n].
+
+    Returns:
+        Their places, (N, k), and whether each passed: a prompt with fewer than k that did gets others, marked False.
+    """
+    order = scores.masked_fill(~accepted, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return order, accepted.gather(1, order)

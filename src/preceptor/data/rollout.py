@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preceptor.core.method import evaluating
 from preceptor.core.optional import require
-from preceptor.core.reduce import num_examples
+from preceptor.core.reduce import num_examples, rank
 from preceptor.core.state import State
 from preceptor.core.types import Batch
-from preceptor.losses.checks import check_positive
+from preceptor.losses.checks import check_counts, check_positive
 from preceptor.losses.divergence import log_probs
 from preceptor.losses.numeric import upcast
 from preceptor.losses.token_stats import entropy
@@ -287,13 +286,11 @@ def roll_out(
         ValueError: no prompt in the batch, answers < 1, or a sampler without ``sync``.
     """
     check_prompted(batch)
-    if answers < 1:
-        raise ValueError(f"answers: expected at least 1, got {answers}")
+    check_counts(answers=answers)
     sampler = GenerateSampler() if sampler is None else sampler
     if writer is not None:
         check_on_policy(sampler).sync(writer)
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    seed = int(torch.randint(2**62, (), generator=state.rng)) + rank
+    seed = int(torch.randint(2**62, (), generator=state.rng)) + rank()
     repeated = _repeat(batch, num_examples(batch), answers)
     completions = sampler.sample(repeated["prompt"], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     state.log["completion_tokens"] = float(completions.mask.sum(1).double().mean())

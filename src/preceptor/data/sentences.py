@@ -119,6 +119,28 @@ def sentence_probabilities(log_probs: Tensor, numbers: Tensor) -> tuple[Tensor, 
     return torch.where(tokens > 0, (sums / tokens.clamp(min=1)).exp(), 0.0), tokens
 
 
+def divergence_score(teacher: Tensor, student: Tensor, tokens: Tensor, *, by_tokens: bool = False) -> Tensor:
+    """How much better the teacher likes an answer than the student, sentence by sentence.
+
+        g = sum_u w_u (p_T(u) - p_S(u)) / sum_u w_u.
+
+    Args:
+        teacher: probabilities of sentences under the teacher, shape (N, S).
+        student: under the student before training, same shape.
+        tokens: in each sentence, same shape; 0 where an answer has no such sentence.
+        by_tokens: weigh sentences by their tokens instead of alike.
+
+    Returns:
+        Shape (N,), in [-1, 1]; 0 without a sentence, and where student = teacher.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(teacher=teacher, student=student, tokens=tokens)
+    weights = (tokens if by_tokens else tokens > 0).to(teacher.dtype)
+    return (weights * (teacher - student)).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1)
+
+
 def sentence_kinds(teacher: Tensor, student: Tensor, trained: Tensor, *, gap: float = 0.1) -> Tensor:
     """Where sentences come from, by their probabilities under the teacher, the student before and the student after training.
 

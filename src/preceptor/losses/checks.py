@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,28 @@ def check_unit_interval(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+
+
+def check_counts(**values: int) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def check_choice(known: object, **values: str) -> None:
+    """Refuse a word that is none of those of a `typing.Literal`.
+
+    Raises:
+        ValueError: naming the argument, the words and what came.
+    """
+    for name, value in values.items():
+        if value not in get_args(known):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {value!r}")
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:

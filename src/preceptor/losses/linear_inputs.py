@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from preceptor.losses.checks import INTEGERS, check_floating, check_positive, check_unit_interval
+from preceptor.losses.checks import INTEGERS, check_choice, check_floating, check_positive, check_unit_interval
 from preceptor.losses.linear_filter import similar
 from preceptor.losses.linear_rows import Softmax
 from preceptor.losses.numeric import upcast
@@ -121,8 +121,7 @@ def resolve(kind: Kind, share: float | None) -> tuple[str, float]:
     Raises:
         ValueError: an unknown kind, a share for one that has none, or one outside [0, 1].
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
+    check_choice(Kind, kind=kind)
     if share is None:
         share = _SHARES.get(kind, 0.0)
     elif kind not in _SHARES:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from preceptor.core.reduce import gathered
+from preceptor.core.reduce import gathered, rank
 from preceptor.losses.checks import check_positive, check_same_shape
 from preceptor.losses.divergence import log_probs
 
@@ -66,7 +65,7 @@ def select(scores: Tensor, mask: Tensor, *, retention: float, per: Literal["roll
     here = torch.tensor([int(counts.sum())], device=mask.device)
     everyone, sizes = gathered(values[counts]), gathered(here)
     chosen = _largest(everyone[None], sizes.sum()[None], retention)[0]
-    start = int(sizes[: dist.get_rank()].sum()) if dist.is_initialized() else 0
+    start = int(sizes[: rank()].sum())
     return torch.zeros_like(counts).masked_scatter(counts, chosen[start : start + int(here)])
 
 

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preceptor.losses.checks import check_floating, check_labels, check_same_shape, check_unit_interval, check_vocabularies
+from preceptor.losses.checks import (
+    check_choice,
+    check_counts,
+    check_floating,
+    check_labels,
+    check_same_shape,
+    check_unit_interval,
+    check_vocabularies,
+)
 from preceptor.losses.divergence import jsd, kl, log_probs
 from preceptor.losses.numeric import lift_to_zero, upcast
 from preceptor.models.heads import Head
@@ -81,8 +89,7 @@ def prefix_score(entropies: Tensor, mask: Tensor, *, aggregate: Aggregate = "top
         ValueError: shapes differ, an unknown aggregate, or a fraction outside (0, 1].
     """
     check_same_shape(entropies=entropies, mask=mask)
-    if aggregate not in get_args(Aggregate):
-        raise ValueError(f"aggregate: expected one of {', '.join(get_args(Aggregate))}, got {aggregate!r}")
+    check_choice(Aggregate, aggregate=aggregate)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a number in (0, 1], got {fraction}")
     counts = (mask != 0).sum(dim=1)
@@ -120,8 +127,7 @@ def stats(
     for name, number in (("among", among), ("top", top)):
         if not 0 <= number <= log_q.shape[-1]:
             raise ValueError(f"{name}: expected a number of tokens from 0 to {log_q.shape[-1]}, got {number}")
-    if kind not in get_args(Divergence):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Divergence))}, got {kind!r}")
+    check_choice(Divergence, kind=kind)
     check_unit_interval(beta=beta)
     if tokens is not None:
         check_labels(tokens, log_q)
@@ -191,8 +197,7 @@ def linear_stats(
             raise ValueError(f"{name}: expected shape {tuple(shape)} (one per row), got {tuple(values.shape)}")
     if teacher is not None:
         check_vocabularies(len(head.weight), teacher=len(teacher[1].weight))
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows: expected at least 1, got {chunk_rows}")
+    check_counts(chunk_rows=chunk_rows)
     index = (torch.ones(shape, device=hidden.device) if mask is None else mask).flatten().nonzero().squeeze(1)
     columns = len(sides) + (tokens is not None) + top
     table = torch.zeros(shape.numel(), columns, dtype=upcast(head.weight[:0]).dtype, device=hidden.device)

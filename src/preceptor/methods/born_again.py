@@ -17,6 +17,7 @@ from torch import nn
 
 from preceptor.core.method import Method, Stage
 from preceptor.core.types import Card
+from preceptor.losses.checks import check_counts
 from preceptor.methods.ce import CrossEntropy
 from preceptor.methods.classic_kd import ClassicKD
 from preceptor.miniature.claim import Claim
@@ -48,8 +49,7 @@ class BornAgain(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.generations < 1:
-            raise ValueError(f"generations: expected at least 1, got {self.generations}")
+        check_counts(generations=self.generations)
         self._taught()
 
     def stages(self, teacher: nn.Module | None, student: nn.Module) -> tuple[Stage, ...]:

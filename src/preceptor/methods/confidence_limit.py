@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from preceptor.core.method import Method, evaluating
 from preceptor.core.reduce import gathered, num_examples, world_size
-from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.datasets import load
@@ -35,7 +34,7 @@ from preceptor.losses.linear import linear_log_probs
 from preceptor.metrics.coverage import coverage
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
-from preceptor.miniature.toys import Halves, Rows
+from preceptor.miniature.toys import Halves, fit_rows
 from preceptor.miniature.worlds import seeded
 from preceptor.models.heads import head, hidden_states
 from preceptor.models.taps import forward
@@ -134,9 +133,8 @@ def miniature(seed: int, size: Size) -> Miniature:
         ("confidence-limit-64", 64, steps),
     ):
         students[name] = student = _reader(seed)
-        source = Rows(world["train"], batch_size=50, seed=seed)
-        optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
-        train(DCO(num_samples=num_samples, threshold=0.0), {"student": student}, source, optimizer, steps=updates, seed=seed)
+        method = DCO(num_samples=num_samples, threshold=0.0)
+        fit_rows(method, {"student": student}, world["train"], batch_size=50, learning_rate=1e-3, steps=updates, seed=seed)
     temperatures = [2 ** (i / 4) for i in range(1, 17)]
     best = max(temperatures, key=lambda t: _measure(students["ce"], world["valid"], t)["pass@16"])
     arms = {name: _measure(student, world["test"]) for name, student in students.items()}

@@ -11,7 +11,7 @@ are kept, w = 1 or the number of tokens, p_S that of the student before training
 
 ``prepare`` writes the answers: the online form draws anew in each step; the paper's offline form calls it once on all prompts for every
 stage (with the ``state.step`` of that stage) and trains on what it returns by ce. The role ``reference`` is a copy of the untrained student
-unless one is given. Teacher and student share a tokenizer here; between two, `preceptor.data.sentences` and `divergence_score` take the
+unless one is given. Teacher and student share a tokenizer here; between two, `preceptor.data.sentences` takes the
 log-probabilities of each side's own tokens.
 
 Deviations: the score, the best 1 of 4, the cut into sentences and the numbers of the filter are not printed in the paper: ours. Stages are
@@ -28,10 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preceptor.core.method import Method
-from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.answers import Accept, mixed_answers, usable
+from preceptor.data.answers import Accept, best_answers, mixed_answers, usable
 from preceptor.data.rollout import (
     Completer,
     Completions,
@@ -44,16 +43,17 @@ from preceptor.data.rollout import (
     score_rows,
 )
 from preceptor.data.rows import take
-from preceptor.data.sentences import sentence_numbers, sentence_probabilities
-from preceptor.losses.checks import check_positive, check_same_shape, check_unit_interval
+from preceptor.data.sentences import divergence_score, sentence_numbers, sentence_probabilities
+from preceptor.losses.checks import check_positive, check_unit_interval
 from preceptor.losses.divergence import forward_kl
 from preceptor.losses.hard import hard_loss
 from preceptor.losses.policy import token_log_probs
 from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
+from preceptor.miniature.policies import prompts
 from preceptor.miniature.run import Miniature, Size
-from preceptor.miniature.symbols import ContextLM, peaked_table, sample
-from preceptor.miniature.toys import Rows, ToySampler
+from preceptor.miniature.symbols import ContextLM, TextLM, peaked_table, sample
+from preceptor.miniature.toys import ToySampler, fit_rows
 from preceptor.miniature.worlds import seeded
 from preceptor.models.taps import forward
 
@@ -69,43 +69,6 @@ CARD = Card(
     cost="the teacher writes n answers to every prompt, read once more by the teacher and once by the first student",
     headline="4B student: AIME24 / 25 85.2 / 81.3 % with temperature 0.6 then 1 (83.1 / 76.1 at 1); 85.0 / 79.2 with chosen answers at 1",
 )
-
-
-def divergence_score(teacher: Tensor, student: Tensor, tokens: Tensor, *, by_tokens: bool = False) -> Tensor:
-    """How much better the teacher likes an answer than the student, sentence by sentence.
-
-        g = sum_u w_u (p_T(u) - p_S(u)) / sum_u w_u.
-
-    Args:
-        teacher: probabilities of sentences under the teacher, shape (N, S).
-        student: under the student before training, same shape.
-        tokens: in each sentence, same shape; 0 where an answer has no such sentence.
-        by_tokens: weigh sentences by their tokens instead of alike.
-
-    Returns:
-        Shape (N,), in [-1, 1]; 0 without a sentence, and where student = teacher.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    check_same_shape(teacher=teacher, student=student, tokens=tokens)
-    weights = (tokens if by_tokens else tokens > 0).to(teacher.dtype)
-    return (weights * (teacher - student)).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1)
-
-
-def select(scores: Tensor, accepted: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """The answers of each prompt with the largest scores among those that passed the filters; of equal ones the first.
-
-    Args:
-        scores: shape (N, n).
-        accepted: shape (N, n), bool.
-        kept: k, in [1, n].
-
-    Returns:
-        Their places, (N, k), and whether each passed: a prompt with fewer than k that did gets others, marked False.
-    """
-    order = scores.masked_fill(~accepted, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :kept]
-    return order, accepted.gather(1, order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +134,7 @@ class DASD(Method):
             teacher = drawn["sampling_log_probs"] if temperature == 1 else _log_probs(roles["teacher"], drawn)
             sides = [sentence_probabilities(side, numbers) for side in (teacher, _log_probs(roles["reference"], drawn))]
             scores = divergence_score(sides[0][0], sides[1][0], sides[0][1], by_tokens=self.by_tokens)
-        places, passed = select(scores.view(-1, self.candidates), accepted.view(-1, self.candidates), self.kept)
+        places, passed = best_answers(scores.view(-1, self.candidates), accepted.view(-1, self.candidates), self.kept)
         first = torch.arange(len(places), device=places.device).unsqueeze(1) * self.candidates
         chosen = take(drawn, (first + places).flatten())
         return {**chosen, "mask": chosen["mask"] & passed.flatten().unsqueeze(1)}
@@ -209,17 +172,6 @@ def _log_probs(model: nn.Module, batch: Batch) -> Tensor:
 _ROWS = 8  # answers that are scored at a time
 
 
-class _Texts(nn.Module):
-    """A network of contexts, called as a language model; before a text stands symbol 0."""
-
-    def __init__(self, network: ContextLM) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: Tensor, **_: object) -> Tensor:
-        return self.network(F.pad(input_ids, (self.network.context - 1, 0)).unfold(-1, self.network.context, 1))
-
-
 def _everything(batch: Batch, completions: Completions) -> Tensor:
     """Symbols have no end and repeat themselves: nothing is filtered."""
     return torch.ones(len(completions.ids), dtype=torch.bool)
@@ -232,50 +184,48 @@ def miniature(seed: int, size: Size) -> Miniature:
     divergence KL(teacher || student) there, in nats. "best-by-teacher" chooses among as many candidates by p_T alone, "random-twice" has
     twice the texts. Stage 3 is left out: texts of one length have no end that a student could miss.
     """
-    prompts, steps = (300, 600) if size == "full" else (50, 50)
+    number, steps = (300, 600) if size == "full" else (50, 50)
     draw = torch.Generator().manual_seed(seed)
-    teacher, other, untrained = (_Texts(peaked_table(10, 3, sharpness=3.0, generator=draw)) for _ in range(3))
-    uniform = _Texts(ContextLM(symbols=10, context=3, hidden=0)).requires_grad_(False)
-    learner = seeded(lambda: _Texts(ContextLM()), seed)
+    teacher, other, untrained = (TextLM(peaked_table(10, 3, sharpness=3.0, generator=draw)) for _ in range(3))
+    uniform = TextLM(ContextLM(symbols=10, context=3, hidden=0)).requires_grad_(False)
+    learner = seeded(lambda: TextLM(ContextLM()), seed)
     random = DASD(candidates=1, mixed_share=0.0, accept=_everything)
     chosen = replace(random, candidates=4)
 
-    def texts(method: DASD, writer: nn.Module, reference: nn.Module, number: int) -> list[Batch]:
+    def texts(method: DASD, writer: nn.Module, reference: nn.Module, asked: int) -> list[Batch]:
         """What each stage trains on."""
         sampler = ToySampler()
         sampler.sync(writer)
         method = replace(method, teacher_sampler=sampler, max_new_tokens=12)
-        prompt = {"input_ids": torch.zeros(number, 1, dtype=torch.int64), "attention_mask": torch.ones(number, 1, dtype=torch.int64)}
         stages = len(method.temperatures)
         roles = {"teacher": writer, "reference": reference}
-        batch = {"prompt": prompt, "id": torch.arange(number)}
+        batch = prompts(torch.zeros(asked, dtype=torch.int64))
         with torch.no_grad():
             return [method.prepare(batch, roles, State(total_steps=stages, step=stage, seed=seed)) for stage in range(stages)]
 
     def fit(student: nn.Module, parts: list[Batch]) -> None:
         for stage, part in enumerate(parts):
-            optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-            rows = Rows(part, batch_size=min(50, prompts), seed=seed + stage)
-            train(CrossEntropy(), {"student": student}, rows, optimizer, steps=steps // len(parts), seed=seed)
+            updates = steps // len(parts)
+            fit_rows(CrossEntropy(), {"student": student}, part, batch_size=50, learning_rate=1e-2, steps=updates, seed=seed + stage)
 
-    fit(learner, texts(replace(random, temperatures=(1.0,)), other, uniform, prompts))
+    fit(learner, texts(replace(random, temperatures=(1.0,)), other, uniform, number))
     low, high = (0.6,), (1.0,)
     arms = {
-        "untrained-teacher": (chosen, untrained, learner, prompts),
-        "random-low": (replace(random, temperatures=low), teacher, uniform, prompts),
-        "random": (replace(random, temperatures=high), teacher, uniform, prompts),
-        "random-twice": (replace(random, temperatures=high), teacher, uniform, 2 * prompts),
-        "schedule": (random, teacher, uniform, prompts),
-        "das": (replace(chosen, temperatures=high), teacher, learner, prompts),
-        "best-by-teacher": (chosen, teacher, uniform, prompts),  # against a student that finds all texts alike
-        "dasd": (chosen, teacher, learner, prompts),
+        "untrained-teacher": (chosen, untrained, learner, number),
+        "random-low": (replace(random, temperatures=low), teacher, uniform, number),
+        "random": (replace(random, temperatures=high), teacher, uniform, number),
+        "random-twice": (replace(random, temperatures=high), teacher, uniform, 2 * number),
+        "schedule": (random, teacher, uniform, number),
+        "das": (replace(chosen, temperatures=high), teacher, learner, number),
+        "best-by-teacher": (chosen, teacher, uniform, number),  # against a student that finds all texts alike
+        "dasd": (chosen, teacher, learner, number),
     }
     fresh = sample(teacher.network, 500, 12, generator=draw)
     inputs = F.pad(fresh, (1, 0))[:, :-1]
     measured = {}
-    for name, (method, writer, reference, number) in arms.items():
+    for name, (method, writer, reference, asked) in arms.items():
         student = copy.deepcopy(learner)
-        fit(student, texts(method, writer, reference, number))
+        fit(student, texts(method, writer, reference, asked))
         with torch.no_grad():
             said, target = student(inputs), teacher(inputs)
         agree = (said.argmax(-1) == target.argmax(-1)).double().mean()
@@ -290,5 +240,5 @@ def miniature(seed: int, size: Size) -> Miniature:
                 ("divergence chooses better than the teacher's likelihood alone", "best-by-teacher"),
             )
         ),
-        notes=(f"{prompts} texts at each temperature, 4 candidates for each where texts are chosen, {steps} updates of every student",),
+        notes=(f"{number} texts at each temperature, 4 candidates for each where texts are chosen, {steps} updates of every student",),
     )

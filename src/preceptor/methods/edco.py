@@ -20,29 +20,28 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from preceptor.core.method import Compute, Method, clip_and_step, evaluating
-from preceptor.core.reduce import gathered, num_examples, world_size
+from preceptor.core.reduce import gathered, num_examples, rank
 from preceptor.core.run import train
 from preceptor.core.state import State
+from preceptor.core.stream import Stream
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.curricula import choose, ranked
+from preceptor.data.curricula import MIX, choose, pool_rows, pool_scores, ranked, shuffled
 from preceptor.data.hashing import generator
 from preceptor.data.rollout import GenerateSampler, Prompt, Sampler, check_on_policy, check_prompted, language_batch
-from preceptor.data.rows import join, keep_rows, kept_rows, take
-from preceptor.losses.checks import check_positive, check_unit_interval
+from preceptor.data.rows import keep_rows, kept_rows, take
+from preceptor.losses.checks import check_choice, check_counts, check_positive, check_unit_interval
 from preceptor.losses.linear import linear_cross_entropy, linear_log_probs
 from preceptor.losses.token_stats import Aggregate, candidate_entropy, linear_stats, prefix_score
-from preceptor.miniature.arithmetic import ANSWER, Arithmetic, accuracy, arithmetic
+from preceptor.miniature.arithmetic import ANSWER, Arithmetic, arithmetic
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
 from preceptor.miniature.toys import Rows
@@ -89,11 +88,8 @@ class EDCO(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.curriculum not in get_args(Curriculum):
-            raise ValueError(f"curriculum: expected one of {', '.join(get_args(Curriculum))}, got {self.curriculum!r}")
-        for name, value in (("num_selected", self.num_selected), ("refresh_every", self.refresh_every)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_choice(Curriculum, curriculum=self.curriculum)
+        check_counts(num_selected=self.num_selected, refresh_every=self.refresh_every)
         if self.candidates < 0 or self.candidates == 1:
             raise ValueError(f"candidates: expected 0 for all or at least 2, got {self.candidates}")
         check_positive(sampling_temperature=self.sampling_temperature)
@@ -111,7 +107,7 @@ class EDCO(Method):
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """At the start of a round choose its samples; put the next of them in place of the batch."""
         if state.step % self.refresh_every == 0 and state.source is not None:
-            self._new_round(batch, roles["student"], state)
+            self._new_round(batch, roles["student"], state, state.source)
         return self._next(batch, state)
 
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
@@ -167,11 +163,11 @@ class EDCO(Method):
             bits, mask = found.entropy / math.log(2) if found.top is None else candidate_entropy(found.top), texts["mask"]
         return prefix_score(bits, mask, aggregate=self.aggregate, fraction=self.top_fraction).double()
 
-    def _new_round(self, batch: Batch, student: nn.Module, state: State) -> None:
+    def _new_round(self, batch: Batch, student: nn.Module, state: State, pool: Stream) -> None:
         """Score the pool where the curriculum says so, and keep the samples of the round in the memory of the run."""
         number, memory = state.step // self.refresh_every, state.memory
         if self.curriculum == "entropy" or "edco/order" not in memory:
-            scores = self._pool_scores(student, state, number, batch["y"].device)
+            scores = pool_scores(pool, partial(self.score, student=student), seed=state.seed, number=number, device=batch["y"].device)
             order = ranked(scores if self.hardest_first else -scores, skip_top=self.skip_top)
             if not len(order):
                 raise ValueError(f"pool: expected at least one sample with a score, got none of {len(scores)}")
@@ -179,8 +175,7 @@ class EDCO(Method):
         order, scores = torch.as_tensor(memory["edco/order"]), torch.as_tensor(memory["edco/scores"])
         if self.curriculum != "entropy":
             order = order.roll(-number * self.num_selected)
-        draws = generator(state.seed, number, _MIX)
-        chosen = choose(order, self.num_selected, mix_random=self.mix_random, generator=draws)
+        chosen = choose(order, self.num_selected, mix_random=self.mix_random, generator=generator(state.seed, number, MIX))
         wanted = torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, chosen.cpu(), True)
         before = memory.get("edco/wanted", torch.zeros_like(wanted))
         state.log |= {
@@ -190,57 +185,18 @@ class EDCO(Method):
             "unscored": float(scores.isnan().sum()),
         }
         memory["edco/wanted"], memory["edco/used"] = wanted, 0
-        keep_rows(memory, "edco/rows", self._rows(wanted, state))
-
-    def _pool_scores(self, student: nn.Module, state: State, number: int, device: torch.device) -> Tensor:
-        """Scores of the whole pool, (N,), on every process; each scores its share of the batches."""
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        positions, scores = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.double, device=device)]
-        size = 0
-        for place, part in enumerate(_scan(state)):
-            if place % world_size() == rank:
-                seed = int(torch.randint(2**62, (), generator=generator(state.seed, number, place)))
-                scores.append(self.score(send_to_device(part, device), student, seed=seed))
-                positions.append(torch.arange(size, size + num_examples(part)))
-            size += num_examples(part)
-        table = torch.full((size,), torch.nan, dtype=torch.double, device=device)
-        table[gathered(torch.cat(positions).to(device))] = gathered(torch.cat(scores))
-        return table
-
-    def _rows(self, wanted: Tensor, state: State) -> Batch:
-        """The samples of the pool that are wanted, in its order."""
-        parts, start = [], 0
-        for part in _scan(state):
-            here = wanted[start : start + num_examples(part)]
-            start += len(here)
-            if here.any():
-                parts.append(take({key: part[key] for key in ("x", "y", "mask", "id") if key in part}, here))
-        return join(parts)
+        keep_rows(memory, "edco/rows", pool_rows(pool, wanted))
 
     def _next(self, batch: Batch, state: State) -> Batch:
         """As many of the round's samples as the batch has: shuffled passes over them, shared out among processes."""
         if "edco/rows/y" not in state.memory:
             return batch
         rows = kept_rows(state.memory, "edco/rows", batch)
-        total, here = num_examples(rows), num_examples(batch)
-        sizes = gathered(torch.tensor([here], device=batch["y"].device))
-        start = int(state.memory["edco/used"]) + (int(sizes[: dist.get_rank()].sum()) if dist.is_initialized() else 0)
-        number = state.step // self.refresh_every
-        passes = range(start // total, (start + here) // total + 1)
-        order = torch.cat([torch.randperm(total, generator=generator(state.seed, number, _PASSES + i)) for i in passes])
-        state.memory["edco/used"] = int(state.memory["edco/used"]) + int(sizes.sum())
-        first = start - passes[0] * total
-        return take(rows, order[first : first + here])
-
-
-# Keys of generators: beside those of the batches of the pool, whose numbers are smaller.
-_MIX, _PASSES = 2**40, 2**41
-
-
-def _scan(state: State) -> Iterable[Batch]:
-    """One pass over the pool."""
-    assert state.source is not None
-    return state.source.scan()
+        sizes = gathered(torch.tensor([num_examples(batch)], device=batch["y"].device))
+        used, number = int(state.memory["edco/used"]), state.step // self.refresh_every
+        state.memory["edco/used"] = used + int(sizes.sum())
+        start = used + int(sizes[: rank()].sum())
+        return take(rows, shuffled(num_examples(rows), start, num_examples(batch), seed=state.seed, number=number))
 
 
 def miniature(seed: int, size: Size) -> Miniature:
@@ -281,13 +237,11 @@ def miniature(seed: int, size: Size) -> Miniature:
 
 
 def _measure(world: Arithmetic, student: nn.Module, judge: EDCO, share_new: float) -> dict[str, float]:
-    found = {task: accuracy(student, batch) for task, batch in world.tests.items()}
     part = take(world.pool, torch.arange(0, num_examples(world.pool), 4))
     prefix, whole = (replace(judge, max_new_tokens=n).score(part, student, seed=0) for n in (judge.max_new_tokens, ANSWER))
     places = torch.stack([values.argsort().argsort().double() for values in (prefix, whole)])
     return {
-        **found,
-        "overall": 0.46 * found["sums"] + 0.46 * found["copies"] + 0.08 * found["new"],
+        **world.accuracies(student),
         "share_new": share_new,
         "pool_entropy": float(prefix.mean()),
         "rank_correlation": float(torch.corrcoef(places)[0, 1]),

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.core.method import Method
-from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.hashing import generator as seeded_generator
@@ -38,7 +37,7 @@ from preceptor.metrics.fidelity import agreement, kl_to_teacher
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
 from preceptor.miniature.symbols import ContextLM, all_contexts, contexts_of, sample
-from preceptor.miniature.toys import Halves, LastSymbols, Rows, ToySampler
+from preceptor.miniature.toys import ToySampler, fit_rows, small_network
 from preceptor.miniature.worlds import seeded
 from preceptor.models.taps import forward
 
@@ -222,10 +221,8 @@ def _batch(texts: Tensor) -> Batch:
 
 
 def _network(hidden: int, seed: int) -> nn.Module:
-    body = LastSymbols(symbols=_SYMBOLS, context=_CONTEXT)
-    return seeded(lambda: Halves(nn.Sequential(body, nn.Linear(body.size, hidden), nn.Tanh()), nn.Linear(hidden, _SYMBOLS)), seed)
+    return seeded(lambda: small_network(symbols=_SYMBOLS, context=_CONTEXT, hidden=hidden), seed)
 
 
-def _fit(method: Method, roles: dict[str, nn.Module], texts: Batch, steps: int, seed: int) -> None:
-    optimizer = torch.optim.Adam(roles["student"].parameters(), lr=1e-2)
-    train(method, roles, Rows(texts, batch_size=30, seed=seed), optimizer, steps=steps, seed=seed)
+def _fit(method: Method, roles: Roles, texts: Batch, steps: int, seed: int) -> None:
+    fit_rows(method, roles, texts, batch_size=30, learning_rate=1e-2, steps=steps, seed=seed)

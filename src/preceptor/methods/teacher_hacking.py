@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,20 +26,19 @@ from torch import nn
 
 from preceptor.core.method import Method
 from preceptor.core.reduce import num_examples
-from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Record, Roles, Signal, Terms
 from preceptor.data.answers import written_answers
 from preceptor.data.rollout import Completer, Sampler, check_on_policy, check_prompted, roll_out
 from preceptor.data.rows import join, take
-from preceptor.losses.checks import check_unit_interval
+from preceptor.losses.checks import check_choice, check_unit_interval
 from preceptor.losses.divergence import log_probs
 from preceptor.methods.gkd import GKD
 from preceptor.metrics.hacking import hacking, power_law_break, sequence_kl
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.oracles import WRITTEN, OracleWorld, as_prompt, oracle_world
 from preceptor.miniature.run import Miniature, Size
-from preceptor.miniature.toys import Rows
+from preceptor.miniature.toys import fit_rows
 from preceptor.models.heads import speak
 from preceptor.models.taps import forward
 
@@ -72,8 +71,7 @@ class SourcedKD(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.online not in get_args(Online):
-            raise ValueError(f"online: expected one of {', '.join(get_args(Online))}, got {self.online!r}")
+        check_choice(Online, online=self.online)
         check_unit_interval(online_rate=self.online_rate, beta=self.beta)
         if self.online == "student" and self.sampler is not None:
             check_on_policy(self.sampler)
@@ -161,8 +159,7 @@ def _followed(method: Method, roles: Roles, texts: Batch, world: OracleWorld, *,
             proxy.append(sequence_kl(world.teacher, student, world.held_out_teacher).mean)
             golden.append(sequence_kl(world.oracle, student, world.held_out).mean)
 
-    optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
-    train(method, roles, Rows(texts, batch_size=32, seed=seed), optimizer, steps=steps, seed=seed, progress=look)
+    fit_rows(method, roles, texts, batch_size=32, learning_rate=2e-3, steps=steps, seed=seed, progress=look)
     found, law = hacking(at, proxy, golden), power_law_break(at, proxy, warmup=4)
     written = written_answers(student, world.held_out["prompt"], max_new_tokens=WRITTEN, seed=seed)
     given = log_probs(forward(world.oracle, written["x"]).logits).gather(-1, written["y"].unsqueeze(-1)).squeeze(-1).exp()

@@ -23,30 +23,27 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preceptor.core.method import Method, evaluating
+from preceptor.core.reduce import rank
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, language_batch, roll_out
-from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
-from preceptor.losses.divergence import forward_kl, reverse_kl
+from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, roll_out
+from preceptor.losses.checks import check_choice, check_positive, check_unit_interval, check_vocabularies
 from preceptor.losses.linear import linear_divergence
 from preceptor.losses.token_selection import check_retention, importance, quadrants, sampling_scores, select
 from preceptor.losses.token_stats import Divergence, TokenStats, linear_stats
 from preceptor.miniature.claim import Claim
+from preceptor.miniature.mistakes import LENGTH, mistaken_world, rollout_kl
+from preceptor.miniature.policies import prompts
 from preceptor.miniature.run import Miniature, Size
-from preceptor.miniature.symbols import all_contexts, peaked_table
-from preceptor.miniature.toys import Halves, LastSymbols, ToySampler
-from preceptor.miniature.worlds import seeded
+from preceptor.miniature.toys import ToySampler
 from preceptor.models.heads import Head, head, hidden_states
-from preceptor.models.taps import forward
 
 CARD = Card(
     slug="tip",
@@ -86,13 +83,9 @@ class TIP(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, value, known in (
-            ("rule", self.rule, Rule),
-            ("per", self.per, Literal["rollout", "batch"]),
-            ("divergence", self.divergence, Divergence),
-        ):
-            if value not in get_args(known):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {value!r}")
+        check_choice(Rule, rule=self.rule)
+        check_choice(Literal["rollout", "batch"], per=self.per)
+        check_choice(Divergence, divergence=self.divergence)
         check_retention(self.retention)
         check_unit_interval(entropy_cap=self.entropy_cap, divergence_cap=self.divergence_cap, beta=self.beta)
         check_positive(sampling_temperature=self.sampling_temperature)
@@ -113,8 +106,7 @@ class TIP(Method):
         batch = roll_out(batch, roles["student"], state, sampler=self.sampler, **options)[0]
         if self.rule == "all":
             return batch
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=state.rng)) + rank)
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=state.rng)) + rank())
         mask, kept = batch["mask"], {}
         if self.rule == "random":
             scores = torch.rand(mask.shape, generator=generator).to(mask.device)
@@ -180,33 +172,31 @@ def _heads(roles: Roles) -> tuple[Head, Head]:
 
 
 def miniature(seed: int, size: Size) -> Miniature:
-    """A language of 12 symbols and 2 symbols of context; a student that knows it, but for two kinds of mistakes.
+    """A language of 12 symbols and a student that knows it, but for two kinds of mistakes; see `preceptor.miniature.mistakes`.
 
-    After 2 symbols it is sure of a wrong one, after 3 others it hardly knows; on everything else it agrees with the teacher. ``kl`` is
-    KL(student || teacher) per token of what it writes at the end, in nats.
+    ``kl`` is KL(student || teacher) per token of what it writes at the end, in nats.
     """
     steps = 150 if size == "full" else 6
-    generator = torch.Generator().manual_seed(seed)
-    teacher, untrained = (_speaker(peaked_table(_SYMBOLS, 2, sharpness=2.0, generator=generator).table) for _ in range(2))
-    first = _mistaken(teacher, generator, seed, 400 if size == "full" else 30)
+    world = mistaken_world(seed, size)
+    asked = [prompts(torch.zeros(16, dtype=torch.int64))]
     arms = {}
     plans: tuple[tuple[str, nn.Module, Rule, float], ...] = (
-        ("untrained-teacher", untrained, "soft_or", 0.5),
-        ("all", teacher, "all", 1.0),
-        ("random", teacher, "random", 0.5),
-        ("entropy", teacher, "entropy", 0.5),
-        ("tip", teacher, "soft_or", 0.5),
-        ("solved", teacher, "q4", 0.4),
-        ("random-20", teacher, "random", 0.2),
-        ("entropy-20", teacher, "entropy", 0.2),
-        ("tip-20", teacher, "soft_or", 0.2),
+        ("untrained-teacher", world.untrained, "soft_or", 0.5),
+        ("all", world.teacher, "all", 1.0),
+        ("random", world.teacher, "random", 0.5),
+        ("entropy", world.teacher, "entropy", 0.5),
+        ("tip", world.teacher, "soft_or", 0.5),
+        ("solved", world.teacher, "q4", 0.4),
+        ("random-20", world.teacher, "random", 0.2),
+        ("entropy-20", world.teacher, "entropy", 0.2),
+        ("tip-20", world.teacher, "soft_or", 0.2),
     )
     for name, given, rule, retention in plans:
-        student = copy.deepcopy(first)
-        method = TIP(rule=rule, retention=retention, max_new_tokens=16, sampler=ToySampler())
+        student = copy.deepcopy(world.student)
+        method = TIP(rule=rule, retention=retention, max_new_tokens=LENGTH, sampler=ToySampler())
         optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
-        train(method, {"student": student, "teacher": given}, [_prompts(16)], optimizer, steps=steps, seed=seed)
-        arms[name] = {"kl": _apart(student, teacher, seed)}
+        train(method, {"student": student, "teacher": given}, asked, optimizer, steps=steps, seed=seed)
+        arms[name] = {"kl": rollout_kl(student, world.teacher, seed)}
     claims = (
         Claim(
             name="entropy and divergence together choose better than entropy",
@@ -221,48 +211,4 @@ def miniature(seed: int, size: Size) -> Miniature:
         ),
         Claim(name="chosen tokens teach more than random ones", method="tip", baseline="random", metric="kl", direction="lower"),
     )
-    return Miniature(arms=arms, claims=claims, notes=(f"{steps} updates of 16 rollouts of 16 tokens",))
-
-
-_SYMBOLS = 12
-
-
-def _speaker(table: Tensor) -> nn.Module:
-    """A table of logits (contexts, symbols) as a model in two halves."""
-    body = LastSymbols(symbols=_SYMBOLS, context=2, joint=True)
-    model = Halves(body, nn.Linear(body.size, _SYMBOLS, bias=False)).requires_grad_(False)
-    model.output.weight.copy_(table.T)
-    return model
-
-
-def _mistaken(teacher: nn.Module, generator: torch.Generator, seed: int, steps: int) -> nn.Module:
-    """A small network fitted to the teacher, but for contexts that end in 2 symbols (sure and wrong) and in 3 others (nearly uniform)."""
-    contexts = all_contexts(_SYMBOLS, 2)
-    logits = forward(teacher, {"input_ids": contexts}).logits[:, -1]
-    odd = torch.randperm(_SYMBOLS, generator=generator)
-    wrong, unsure = (torch.isin(contexts[:, 1], part) for part in (odd[:2], odd[2:5]))
-    logits = torch.where(wrong[:, None], 6.0 * F.one_hot(logits.argmin(-1), _SYMBOLS), logits)
-    logits = torch.where(unsure[:, None], 0.1 * logits, logits)
-    body = LastSymbols(symbols=_SYMBOLS, context=2)
-    student = seeded(lambda: Halves(nn.Sequential(body, nn.Linear(body.size, 64), nn.Tanh()), nn.Linear(64, _SYMBOLS)), seed)
-    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        forward_kl(forward(student, {"input_ids": contexts}).logits[:, -1], logits).mean().backward()
-        optimizer.step()
-    return student
-
-
-def _prompts(number: int) -> Batch:
-    ids = torch.zeros(number, 1, dtype=torch.int64)
-    return {"prompt": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "id": torch.arange(number)}
-
-
-@torch.no_grad()
-def _apart(student: nn.Module, teacher: nn.Module, seed: int) -> float:
-    """KL(student || teacher) per token of 512 fresh rollouts."""
-    sampler = ToySampler()
-    sampler.sync(student)
-    prompt = _prompts(512)["prompt"]
-    x = language_batch(prompt, sampler.sample(prompt, max_new_tokens=16, seed=seed + 1))["x"]
-    return float(reverse_kl(forward(student, x).logits, forward(teacher, x).logits).mean())
+    return Miniature(arms=arms, claims=claims, notes=(f"{steps} updates of 16 rollouts of {LENGTH} tokens",))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from preceptor.metrics.checks import check_count, checked_pair
+from preceptor.losses.checks import check_counts
+from preceptor.metrics.checks import checked_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
         ValueError: bins < 1; see `preceptor.metrics.checks.checked_pair` for the rest.
     """
     logits, labels = checked_pair(logits, labels)
-    check_count("bins", bins)
+    check_counts(bins=bins)
     confidence, correct = _confidence(logits, labels)
     return _bin_sums(correct - confidence, _equal_width(confidence, bins), bins).abs().sum() / len(labels)
 
@@ -80,7 +81,7 @@ def classwise_ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
         ValueError: bins < 1; see `preceptor.metrics.checks.checked_pair` for the rest.
     """
     logits, labels = checked_pair(logits, labels)
-    check_count("bins", bins)
+    check_counts(bins=bins)
     probs = logits.double().softmax(dim=1)
     num_classes = probs.shape[1]
     gap = F.one_hot(labels, num_classes) - probs
@@ -106,7 +107,7 @@ def adaptive_ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
         ValueError: bins < 1; see `preceptor.metrics.checks.checked_pair` for the rest.
     """
     logits, labels = checked_pair(logits, labels)
-    check_count("bins", bins)
+    check_counts(bins=bins)
     confidence, correct = _confidence(logits, labels)
     distinct, group = confidence.unique(sorted=True, return_inverse=True)
     tie_accuracy = _bin_sums(correct, group, len(distinct)) / group.bincount(minlength=len(distinct))
@@ -141,7 +142,7 @@ def reliability(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> Relia
     Raises:
         ValueError: bins < 1.
     """
-    check_count("bins", bins)
+    check_counts(bins=bins)
     index = _equal_width(confidence, bins)
     count = index.bincount(minlength=bins)
     held = count > 0

@@ -67,9 +67,3 @@ def checked_student_teacher(student: Tensor, teacher: Tensor) -> tuple[Tensor, T
         raise ValueError(f"teacher: expected shape {tuple(student.shape)} like student, got {tuple(teacher.shape)}")
     student = checked_logits(student, "student")
     return student, checked_logits(teacher, "teacher").to(student.device)
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise unless ``value`` is at least 1."""
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from preceptor.metrics.checks import check_count, checked_pair
+from preceptor.losses.checks import check_counts
+from preceptor.metrics.checks import checked_pair
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def top_k(logits: Tensor, labels: Tensor, *, k: int) -> Tensor:
         ValueError: k out of range; see `preceptor.metrics.checks.checked_pair` for the rest.
     """
     logits, labels = checked_pair(logits, labels)
-    check_count("k", k)
+    check_counts(k=k)
     if k > logits.shape[1]:
         raise ValueError(f"k: expected at most the {logits.shape[1]} classes, got {k}")
     own = logits.gather(1, labels[:, None])

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from preceptor.metrics.checks import check_count
+from preceptor.losses.checks import check_counts
 
 
 def coverage(probability: Tensor, k: float) -> Tensor:
@@ -56,7 +56,7 @@ def pass_at_k(num_correct: Tensor, num_samples: Tensor | int, k: int) -> Tensor:
         raise TypeError(f"num_correct, num_samples: expected integers, got {num_correct.dtype} and {n.dtype}")
     if num_correct.ndim != 1 or n.shape not in ((), num_correct.shape):
         raise ValueError(f"num_samples: expected one number or shape {tuple(num_correct.shape)}, (problems,), got {tuple(n.shape)}")
-    check_count("k", k)
+    check_counts(k=k)
     c, n = num_correct.long(), n.long().expand(num_correct.shape)
     if bool(((c < 0) | (c > n)).any()):
         raise ValueError("num_correct: expected counts from 0 to the number of samples, got one outside")

@@ -22,9 +22,8 @@ from preceptor.core.optional import require
 from preceptor.core.reduce import num_examples
 from preceptor.core.types import Batch
 from preceptor.data.rows import take
-from preceptor.losses.checks import check_positive, check_vocabularies
+from preceptor.losses.checks import check_counts, check_positive, check_vocabularies
 from preceptor.losses.divergence import kl, log_probs
-from preceptor.metrics.checks import check_count
 from preceptor.models.taps import forward
 
 MIN_EVALUATIONS = 5
@@ -84,7 +83,7 @@ def text_divergences(p: nn.Module, q: nn.Module, texts: Batch, *, mixed: bool = 
     Raises:
         ValueError: the vocabularies differ, or rows < 1.
     """
-    check_count("rows", rows)
+    check_counts(rows=rows)
     found = []
     with evaluating(p), evaluating(q):
         for chosen in torch.arange(num_examples(texts)).split(rows):
@@ -226,7 +225,7 @@ def power_law_break(
     """
     _check_curve(steps, proxy=proxy)
     check_positive(window=window, num_spreads=num_spreads, least_spread=least_spread)
-    check_count("in_a_row", in_a_row)
+    check_counts(in_a_row=in_a_row)
     if window > 1 or warmup < 0:
         raise ValueError(f"window, warmup: expected a share in (0, 1] and a number >= 0, got {window} and {warmup}")
     check_positive(steps=torch.tensor(steps), proxy=torch.tensor(proxy, dtype=torch.double))

@@ -23,6 +23,8 @@ from preceptor.miniature.worlds import Labels, seeded
 
 CHARACTERS = "_.0123456789+-=c"
 """Padding, the end of an answer, and what texts are made of."""
+SHARES = {"sums": 0.46, "copies": 0.46, "new": 0.08}
+"""Of the tasks in the pool."""
 PROMPT, ANSWER = 6, 4
 """Characters at most."""
 
@@ -34,6 +36,11 @@ class Arithmetic:
     pool: Batch  # with ``task`` (N,): 0 sums, 1 copies, 2 the new skill
     tests: dict[str, Batch]  # "sums", all of them; "copies" and "new", which the pool does not hold
     student: nn.Module  # masters sums and copies, has seen no difference
+
+    def accuracies(self, student: nn.Module) -> dict[str, float]:
+        """Of each task, and ``overall``, in which they weigh as much as in the pool."""
+        found = {task: accuracy(student, batch) for task, batch in self.tests.items()}
+        return {**found, "overall": sum(SHARES[task] * share for task, share in found.items())}
 
 
 def arithmetic(seed: int, size: Size = "full") -> Arithmetic:
@@ -53,24 +60,30 @@ def arithmetic(seed: int, size: Size = "full") -> Arithmetic:
         draw.shuffle(texts)
     copies, unseen = copies[:900], copies[900:]
     number, steps, batch_size = (2000, 500, 64) if size == "full" else (50, 10, 16)
-    known = int(0.46 * number)
+    known = int(SHARES["sums"] * number)
     chosen = [[draw.choice(sums) for _ in range(known)], [draw.choice(copies) for _ in range(known)], new[: number - 2 * known]]
     pool = written([text for part in chosen for text in part])
     pool["task"] = torch.tensor([task for task, part in enumerate(chosen) for _ in part])
     old = written([draw.choice(sums) if draw.random() < 0.5 else draw.choice(copies) for _ in range(8000)])
-    student = seeded(_transformer, seed)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, 1.0) * (1 - step / steps))
-    train(Labels(), {"student": student}, Rows(old, batch_size=batch_size, seed=seed), optimizer, steps=steps, schedulers=rate, clip=1.0)
+    student = writer_of(old, steps=steps, batch_size=batch_size, seed=seed)
     held = {"sums": sums, "copies": unseen, "new": new[number - 2 * known :]}
     tests = {task: written(texts if size == "full" else texts[:20]) for task, texts in held.items()}
     return Arithmetic(pool=pool, tests=tests, student=student)
 
 
-def written(texts: Sequence[tuple[str, str]]) -> Batch:
-    """Pairs of prompt and answer as a batch with ``prompt``, ``x``, ``y``, ``mask`` and ``id``."""
+def writer_of(texts: Batch, *, steps: int, batch_size: int, seed: int) -> nn.Module:
+    """A transformer of 2 layers and 48 units that learned texts of `written` by their labels, from weights of the seed."""
+    student = seeded(_transformer, seed)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, 1.0) * (1 - step / steps))
+    train(Labels(), {"student": student}, Rows(texts, batch_size=batch_size, seed=seed), optimizer, steps=steps, schedulers=rate, clip=1.0)
+    return student
+
+
+def written(texts: Sequence[tuple[str, str]], *, answer_size: int = ANSWER) -> Batch:
+    """Pairs of prompt and answer, of this many characters at most, as a batch with ``prompt``, ``x``, ``y``, ``mask`` and ``id``."""
     prompts = torch.tensor([_numbers(prompt.rjust(PROMPT, "_")) for prompt, _ in texts])
-    answers = torch.tensor([_numbers(answer.ljust(ANSWER, "_")) for _, answer in texts])
+    answers = torch.tensor([_numbers(answer.ljust(answer_size, "_")) for _, answer in texts])
     prompt = {"input_ids": prompts, "attention_mask": (prompts > 0).long()}
     nothing = torch.zeros(answers.shape)
     completions = Completions(ids=answers, mask=answers > 0, log_probs=nothing, finished=torch.ones(len(texts), dtype=torch.bool))

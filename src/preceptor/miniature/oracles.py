@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.core.optional import require
-from preceptor.core.run import train
 from preceptor.core.types import Batch
 from preceptor.data.answers import written_answers
 from preceptor.data.rollout import Prompt
 from preceptor.miniature.run import Size
-from preceptor.miniature.toys import Halves, LastSymbols, Rows, ToySampler
+from preceptor.miniature.toys import Halves, LastSymbols, ToySampler, fit_rows
 from preceptor.miniature.worlds import Labels, seeded
 
 ASKED, WRITTEN = 4, 8
@@ -52,8 +51,7 @@ def oracle_world(seed: int, size: Size = "full") -> OracleWorld:
     )
     teacher, student = seeded(lambda: _llama(48, 2), seed), seeded(lambda: _llama(32, 1), seed)
     for model, steps in ((teacher, teaching), (student, starting)):
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-        train(Labels(), {"student": model}, Rows(pairs, batch_size=32, seed=seed), optimizer, steps=steps, seed=seed)
+        fit_rows(Labels(), {"student": model}, pairs, batch_size=32, learning_rate=2e-3, steps=steps, seed=seed)
     return OracleWorld(
         oracle=oracle,
         teacher=teacher.eval(),

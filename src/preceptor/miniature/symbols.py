@@ -38,6 +38,18 @@ class ContextLM(nn.Module):
         return self.outer(torch.tanh(self.inner(F.one_hot(contexts, self.symbols).flatten(-2).to(self.inner.weight.dtype))))
 
 
+class TextLM(nn.Module):
+    """A network of contexts, called as a language model is; before a text stands symbol 0."""
+
+    def __init__(self, network: ContextLM) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, **_: object) -> Tensor:
+        """Logits (N, T, V) of what follows each symbol of texts (N, T); other keywords of a language model do nothing."""
+        return self.network(F.pad(input_ids, (self.network.context - 1, 0)).unfold(-1, self.network.context, 1))
+
+
 def code(contexts: Tensor, symbols: int) -> Tensor:
     """Number of each context (..., context) -> (...), in [0, symbols ** context), in the order of `all_contexts`."""
     powers = symbols ** torch.arange(contexts.shape[-1] - 1, -1, -1)

@@ -1,8 +1,8 @@
-"""What small experiments with language models share: a network in two halves, a way to sample from it, a stream of rows in memory."""
+"""What small experiments with language models share: networks in two halves, a way to sample from them, a stream of rows in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preceptor.core.method import evaluating
+from preceptor.core.method import Method, evaluating
 from preceptor.core.reduce import num_examples
-from preceptor.core.types import Batch
+from preceptor.core.run import train
+from preceptor.core.types import Batch, Record, Roles
 from preceptor.data.rollout import Completions, Prompt, draw
 from preceptor.data.rows import take
 from preceptor.data.samplers import Epochs
@@ -72,6 +73,12 @@ class LastSymbols(nn.Module):
         return F.one_hot((seen * powers).sum(-1), self.size).to(torch.get_default_dtype())
 
 
+def small_network(*, symbols: int, context: int, hidden: int) -> Halves:
+    """A network that sees the last ``context`` of its ``symbols``, with one hidden layer of tanh; weights of torch's random state."""
+    body = LastSymbols(symbols=symbols, context=context)
+    return Halves(nn.Sequential(body, nn.Linear(body.size, hidden), nn.Tanh()), nn.Linear(hidden, symbols))
+
+
 class ToySampler:
     """A `preceptor.data.rollout.Sampler` for any model with logits: no cache, no stop token, all completions equally long."""
 
@@ -127,3 +134,19 @@ class Rows:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go there."""
         self.place = state["place"]
+
+
+def fit_rows(
+    method: Method,
+    roles: Roles,
+    rows: Batch,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    steps: int,
+    seed: int,
+    progress: Callable[[Record], None] | None = None,
+) -> None:
+    """Train ``roles["student"]`` in place by Adam, on `Rows` in an order of the seed; ``progress`` is told of every update."""
+    optimizer = torch.optim.Adam(roles["student"].parameters(), lr=learning_rate)
+    train(method, roles, Rows(rows, batch_size=batch_size, seed=seed), optimizer, steps=steps, seed=seed, progress=progress)
