@@ -1,5 +1,7 @@
 """Contenders for the same job, side by side: times interleaved in one process, peak memory of each in a fresh one.
 
+With one thread, the default, times are of the processor, so that what else runs on the machine matters less; with more they are of the wall.
+
 A script defines contests by name and calls `main`. Contenders do one whole turn of the job (forward and backward) and return what they
 computed, so that a row also says how far the results lie apart.
 """
@@ -82,23 +84,19 @@ def main(script: str, contests: Mapping[str, Callable[[], Contest]], *, repeats:
         print(json.dumps(rows, indent=1))
 
 
-def clock(turn: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came out."""
-    start = time.perf_counter()
-    result = turn()
-    return time.perf_counter() - start, result
-
-
 def _rows(script: str, case: str, make: Callable[[], Contest], repeats: int, threads: int) -> list[dict[str, Any]]:
     contest = make()
     results = {name: turn() for name, turn in contest.contenders.items()}  # warm-up, and the agreement
     errors = {(goal.ours, goal.peer): _errors(results[goal.ours], results[goal.peer]) for goal in contest.goals}
     notes = {name: dict(note()) for name, note in contest.notes.items()}
     del results
+    clock = time.process_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contest.contenders}
     for _ in range(repeats):
         for name in random.sample(list(times), len(times)):
-            times[name].append(clock(contest.contenders[name])[0])
+            start = clock()
+            contest.contenders[name]()
+            times[name].append(clock() - start)
     memory = {name: _in_fresh_process(script, case, name, threads) for name in times}
     versions = {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}}
     return [
