@@ -1,6 +1,6 @@
 """Contenders for the same job, side by side: times interleaved in one process, peak memory of each in a fresh one.
 
-With one thread, the default, times are of the processor, so that what else runs on the machine matters less; with more they are of the wall.
+With one thread, the default, times are of the processor, so that what else runs on the machine matters less; with more, of the wall clock.
 
 A script defines contests by name and calls `main`. Contenders do one whole turn of the job (forward and backward) and return what they
 computed, so that a row also says how far the results lie apart.

@@ -10,7 +10,8 @@ from typing import Any
 HERE = Path(__file__).parent
 HEAD = """# Benchmarks
 
-Ratios, ours divided by the peer's, medians of interleaved repeats in one process; memory is the peak of one turn, each in a fresh process.
+Ratios, ours divided by the peer's, medians of interleaved repeats in one process, of the time of the processor where there is one thread;
+memory is the peak of one turn, each in a fresh process.
 In brackets the goal set before. A ratio above its goal is a goal missed. CPUs only: nothing here is about the kernels for GPUs of TRL,
 Liger or PyTorch. `benchmarks/results/` has every row with milliseconds, megabytes and versions; each script says how to run it.
 """
