@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from preceptor.catalog import load, nearest, read
+from preceptor.core.files import write_whole
 from preceptor.core.method import Method
 from preceptor.core.run import fingerprint
 from preceptor.data.examples import Examples, examples_from
@@ -240,8 +241,7 @@ def check_writable(folder: Path | None) -> None:
 def write_recipe(recipe: str, folder: Path | None) -> None:
     """Put the resolved recipe into a run directory, when there are both."""
     if folder is not None and recipe:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        write_whole(folder / "recipe.yaml", recipe, shared=True)
 
 
 def data_identity(task: Task) -> dict[str, Any]:

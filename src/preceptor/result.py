@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from preceptor.core.files import write_whole
 from preceptor.core.method import evaluating
 from preceptor.core.optional import require
 from preceptor.data.examples import Examples
@@ -132,10 +133,7 @@ def _tokens_per_second(task: Task, trial: Trial) -> float | None:
 
 def write_result(result: Mapping[str, Any], folder: Path) -> Path:
     """Write ``result.json`` whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".result.json.partial"
-    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return aside.replace(folder / "result.json")
+    return write_whole(folder / "result.json", json.dumps(result, indent=1), shared=True)
 
 
 def hardware() -> str:

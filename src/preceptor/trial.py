@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from preceptor.core.files import write_whole
 from preceptor.core.method import Method
 from preceptor.core.parallel import whole
 from preceptor.core.run import train
@@ -148,9 +149,7 @@ def run_trial(
     if out is not None and accelerator.is_main_process:
         save_student(student, out / "student", {"method": name, "metrics": metrics}, state_dict=weights)
         kept = {key: vars(trial)[key] for key in ("name", *_KEPT)}
-        aside = out / ".trial.json.partial"
-        aside.write_text(json.dumps({**kept, "identity": {**identity, "method": repr(method)}}, indent=1))
-        aside.replace(out / "trial.json")
+        write_whole(out / "trial.json", json.dumps({**kept, "identity": {**identity, "method": repr(method)}}, indent=1))
     return trial
 
 

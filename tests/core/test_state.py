@@ -14,7 +14,6 @@ import pytest
 import torch
 from tests.core.small import assert_identical
 
-from preceptor.core import state as state_module
 from preceptor.core.state import CheckpointError, RandomState, State, load_checkpoint, read_weights, save_checkpoint
 from preceptor.core.stream import Repeated, Stream, as_stream
 
@@ -228,7 +227,7 @@ def test_no_permission(public_folder, unprivileged):
 def test_data_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch):
     events = []
     sync, rename = os.fsync, Path.rename
-    monkeypatch.setattr(state_module.os, "fsync", lambda handle: (events.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle)))
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle)))
     monkeypatch.setattr(Path, "rename", lambda self, target: (events.append("rename"), rename(self, target)))
     write(tmp_path, 1)
     aside = tmp_path / ".step-1.partial"

@@ -18,6 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from preceptor.core.files import sync
 from preceptor.core.state import CheckpointError
 from preceptor.core.types import Record
 
@@ -97,8 +98,7 @@ class Journal:
             return 0
         with self._writing():
             for file in (self.metrics, self.timings):
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
         return self.metrics.tell()
 
     @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import pickle
 import random
 import shutil
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preceptor.core.files import sync, sync_folder
 from preceptor.core.stream import Stream
 
 
@@ -164,15 +164,15 @@ def save_checkpoint(folder: Path, payload: Mapping[str, Any], *, step: int, iden
         with (aside / "state.pt").open("wb") as file:
             hashed = _Hashed(file)
             torch.save(dict(payload), cast(IO[bytes], hashed))
-            _sync(file)
+            sync(file)
         manifest: dict[str, Any] = {"step": step, "files": {"state.pt": hashed.digest.hexdigest()}, "identity": dict(identity)}
         with (aside / "manifest.json").open("w") as file:
             json.dump({**manifest, "digest": _digest(manifest)}, file, indent=1)
-            _sync(file)
+            sync(file)
         if final.exists():  # written by the same run before it was killed and resumed
             shutil.rmtree(final)
         aside.rename(final)
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         shutil.rmtree(aside, ignore_errors=True)
         cause = error if isinstance(error, OSError) else error.__context__
@@ -281,16 +281,3 @@ def _verified(path: Path) -> dict[str, Any]:
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,7 +13,6 @@ import importlib.metadata
 import inspect
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any, Literal
 
 from preceptor import __version__
 from preceptor.catalog import read
+from preceptor.core.files import write_whole
 from preceptor.miniature.claim import Claim, Verdict, decide
 
 _PACKAGE = Path(__file__).parents[1]
@@ -221,12 +221,4 @@ def _check_alike(first: Miniature, run: Miniature, seed: int) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON aside, fsync, rename: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n", shared=True)

@@ -17,6 +17,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from preceptor.core.files import write_whole
 from preceptor.report.charts import Chart, curve_charts, front_charts, reliability_charts, sweep_charts, sweep_points
 from preceptor.report.numbers import (
     Cell,
@@ -53,12 +54,7 @@ def write_report(result: Result, out: Path) -> Path:
         ImportError: there is something to draw and matplotlib is not installed.
     """
     path = out if out.suffix == ".html" else out / "report.html"
-    page = render(result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8", newline="\n")
-    part.replace(path)
-    return path
+    return write_whole(path, render(result), shared=True)
 
 
 def summary_table(result: Result) -> Table:

@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from preceptor.core.files import write_whole
 from preceptor.core.method import Method
 from preceptor.core.types import Record
 from preceptor.data.sources import Augment
@@ -156,8 +157,7 @@ def compare(
         say(line)
     write_recipe(recipe, folder)
     if budget is not None and folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / BUDGET).write_text(json.dumps({"budget": budget, "steps": training.steps}))
+        write_whole(folder / BUDGET, json.dumps({"budget": budget, "steps": training.steps}), shared=True)
     with ExitStack() as stack:
         store = folder
         if workers > 1 and folder is None:

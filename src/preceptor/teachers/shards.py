@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preceptor.core.files import sync, sync_folder, write_whole
 from preceptor.core.optional import require
 from preceptor.teachers.coding import decode, encode, rice_parameters
 
@@ -169,7 +170,7 @@ class Writer:
         digests = _digests(partial, [line["end"] for line in lines]) if partial.exists() else []
         good = sum(digest.hexdigest() == line["sha256"] for digest, line in zip(digests, lines, strict=False))
         self.done = self.done[: len(self.done) - len(lines) + good]
-        write_file(self.folder / JOURNAL, "".join(json.dumps(line) + "\n" for line in self.done).encode())
+        write_whole(self.folder / JOURNAL, "".join(json.dumps(line) + "\n" for line in self.done))
         if good:
             os.truncate(partial, lines[good - 1]["end"])
             self.digest = digests[good - 1]
@@ -196,31 +197,6 @@ def read_shard(path: Path) -> list[Any]:
     """The record batches of a shard, mapped into memory."""
     ipc = arrow().ipc
     return list(ipc.open_stream(arrow().memory_map(str(path))))
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
-    aside = path.with_name(f".{path.name.lstrip('.')}.partial")
-    with aside.open("wb") as file:
-        file.write(content)
-        sync(file)
-    aside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync(file: IO[Any]) -> None:
-    """Bring a file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digests(path: Path, ends: Sequence[int]) -> list[Any]:
