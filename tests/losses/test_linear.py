@@ -19,7 +19,6 @@ from preceptor.losses.linear import (
     linear_log_probs,
     linear_sparse_cross_entropy,
     linear_topk_kl,
-    said_log_probs,
 )
 from preceptor.models.heads import Head
 
@@ -475,14 +474,3 @@ def test_memory_does_not_grow_with_rows_times_vocabulary():
     for rows in (512, 1024):
         assert megabytes("fused", rows) < 2.5 * chunk
         assert megabytes("divergence", rows) < 3.5 * chunk
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_log_probs_of_what_a_model_said(world, masked):
-    logits = dense(world)
-    expected = log_probs(logits, temperature=0.7).gather(-1, world["y"][:, None])[:, 0]
-    mask = world["mask"] if masked else None
-    if masked:
-        expected = expected * world["mask"]
-    for said in ({"logits": logits}, {"hidden": world["h"], "head": student(world)}):
-        same(world, said_log_probs(said, world["y"], mask=mask, temperature=0.7), expected)

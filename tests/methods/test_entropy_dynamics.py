@@ -13,11 +13,14 @@ import torch
 from preceptor.core.reduce import global_counts, reduce_terms
 from preceptor.core.run import train
 from preceptor.core.state import State
-from preceptor.losses.entropy_filters import clip_b, clip_v, entropy_discriminator
+from preceptor.losses.entropy_filters import clip_b, clip_v, drop_at_random, entropy_discriminator, said_discriminator
 from preceptor.losses.policy import aggregate, group_advantages, ppo_surrogate, token_log_probs
 from preceptor.losses.token_stats import entropy
 from preceptor.methods.entropy_dynamics import CARD, EntropyDynamics
+from preceptor.metrics.cost import peak_tensor_mb
 from preceptor.miniature.policies import TablePolicy, TableSampler, prompts
+from preceptor.miniature.toys import Halves, LastSymbols, ToySampler
+from preceptor.models.heads import speak
 
 STATES, TOKENS = 6, 7
 
@@ -109,13 +112,6 @@ def test_certain_and_uniform_predictions():
     torch.testing.assert_close(s, at_every_token(torch.tensor([3.0, 1.0, 0.0]))[0])
 
 
-def test_rows_at_a_time_give_the_same(logits):
-    many = torch.stack([logits, logits.flip(0), 2 * logits]).repeat(2, 1, 1)
-    chosen = torch.randint(9, (2, 3))
-    for one, all_at_once in zip(entropy_discriminator(many, chosen, rows=2), entropy_discriminator(many, chosen), strict=True):
-        torch.testing.assert_close(one, all_at_once)
-
-
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("mu", [0.3, 1.0])
 def test_filters_reference(tokens, mu, symmetric):
@@ -189,7 +185,8 @@ def filter_half(rank, tokens, folder):
     """One of two processes, with two or three of the five rows."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mine = [value[:2] if rank == 0 else value[2:] for value in tokens]
-    kept = [EntropyDynamics(filter=name, mu=0.3, max_share=0.1)._filtered(*mine) for name in ("clip_b", "clip_v")]
+    lots = torch.Generator().manual_seed(0)
+    kept = [EntropyDynamics(filter=name, mu=0.3, max_share=0.1)._filtered(*mine, lots) for name in ("clip_b", "clip_v", "random")]
     torch.save(kept, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -198,11 +195,35 @@ def test_the_batch_of_all_processes_decides(tokens, tmp_path):
     torch.multiprocessing.spawn(filter_half, (tokens, tmp_path), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     s, _, advantages, mask = tokens
-    for together, expected in zip(
-        zip(*parts, strict=True), (clip_b(s, advantages, mask, mu=0.3), clip_v(*tokens, mu=0.3, max_share=0.1)), strict=True
-    ):
+    by_b, by_v = clip_b(s, advantages, mask, mu=0.3), clip_v(*tokens, mu=0.3, max_share=0.1)
+    lots = torch.Generator().manual_seed(0)
+    by_lot = mask.masked_scatter(mask, drop_at_random(by_b[mask], advantages[mask], mask[mask], generator=lots))
+    for together, expected in zip(zip(*parts, strict=True), (by_b, by_v, by_lot), strict=True):
         assert torch.equal(torch.cat(together), expected)
         assert not torch.equal(expected, mask)
+
+
+def test_the_control_drops_as_many_of_each_sign_by_lot(tokens):
+    _, _, advantages, mask = tokens
+    kept = mask & ((torch.rand(mask.shape, generator=torch.Generator().manual_seed(9)) < 0.5) | (advantages == 0))
+    draws = [drop_at_random(kept, advantages, mask, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    for found in draws:
+        assert not (found & ~mask).any()
+        for sign in (-1, 0, 1):
+            signed = mask & (advantages.sign() == sign)
+            assert (signed & ~found).sum() == (signed & ~kept).sum()
+            assert (signed & ~kept).any() == (sign != 0)
+        assert not torch.equal(found, kept)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_the_control_leaves_every_token_out_alike():
+    """Which token goes is a fair lot: 3 of 10, in 2,000 draws, each 600 times up to five standard deviations."""
+    kept, advantages, mask = torch.arange(10) >= 3, -torch.ones(10), torch.ones(10)
+    generator = torch.Generator().manual_seed(0)
+    dropped = sum((~drop_at_random(kept, advantages, mask, generator=generator)).int() for _ in range(2000))
+    assert (dropped - 600).abs().max() < 5 * math.sqrt(2000 * 0.3 * 0.7)
 
 
 def test_leaving_out_what_shrinks_the_entropy_raises_it_and_the_mirror():
@@ -268,7 +289,7 @@ def test_a_step_is_grpo_on_the_kept_tokens(student):
 
 @pytest.mark.parametrize("name", ["clip_b", "clip_v"])
 def test_the_filter_sees_the_policy_at_the_temperature_of_sampling(student, name):
-    chosen = method(filter=name, sampling_temperature=1.7, max_share=None)
+    chosen = method(filter=name, sampling_temperature=1.7, max_share=None, updates=2)
     made, _ = prepared(chosen, student)
     plain, _ = prepared(replace(chosen, filter="none"), student)
     s, n, _ = entropy_discriminator(student(made["x"]["input_ids"]), made["y"], temperature=1.7)
@@ -279,7 +300,7 @@ def test_the_filter_sees_the_policy_at_the_temperature_of_sampling(student, name
     assert torch.equal(made["mask"], expected)
     assert not torch.equal(made["mask"], plain["mask"])
     tempered = token_log_probs(student(made["x"]["input_ids"]), made["y"], temperature=1.7)
-    torch.testing.assert_close(made["old_log_probs"], tempered)
+    torch.testing.assert_close(made["old_log_probs"], tempered.masked_fill(~plain["mask"], 0.0))
     by_hand = -(tempered * made["advantages"] * made["mask"]).sum() / made["mask"].sum()
     torch.testing.assert_close(
         torch.autograd.grad(loss_of(chosen, student), student.table)[0], torch.autograd.grad(by_hand, student.table)[0]
@@ -315,6 +336,77 @@ def test_the_log_counts_what_was_dropped(student):
     assert abs(state.log["s_minus_n_mean"]) < abs(state.log["s_mean"])
 
 
+class Whole(torch.nn.Module):
+    """A model whose halves cannot be seen."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+
+def language_model():
+    """A small network in two halves."""
+    torch.manual_seed(4)
+    body = LastSymbols(symbols=TOKENS, context=2)
+    return Halves(torch.nn.Sequential(body, torch.nn.Linear(body.size, 5), torch.nn.Tanh()), torch.nn.Linear(5, TOKENS))
+
+
+def step(chosen, model, seed=0):
+    """What ``prepare`` made, and loss and gradients on it after the policy has moved."""
+    state = State(total_steps=1, seed=seed)
+    made = chosen.prepare(prompts(torch.arange(STATES)), {"student": model}, state)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(1.3)
+    loss = reduce_terms(chosen.loss(made, {}, {"student": moved}, state), made, global_counts(made), 1)["policy"]
+    return made, state.log, loss, torch.autograd.grad(loss, tuple(moved.parameters()))
+
+
+@pytest.fixture
+def double():
+    """Toy networks compute in torch's default precision."""
+    torch.set_default_dtype(torch.double)
+    yield
+    torch.set_default_dtype(torch.float)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("options", [{}, {"filter": "clip_v"}, {"aggregation": "sequence"}, {"sampling_temperature": 1.7}, {"updates": 2}])
+def test_a_model_in_halves_learns_what_its_logits_say(options):
+    chosen = method(sampler=ToySampler(), mu=0.5, reward=lambda batch, completions: completions.ids[:, 0].double(), **options)
+    model = language_model()
+    made, log, loss, gradients = step(chosen, model)
+    made_whole, log_whole, loss_whole, gradients_whole = step(chosen, Whole(model))
+    torch.testing.assert_close(made, made_whole)
+    assert log == pytest.approx(log_whole)
+    assert made["mask"].sum() < made["mask"].numel()
+    torch.testing.assert_close(loss, loss_whole)
+    torch.testing.assert_close(gradients, gradients_whole)
+    assert max(gradient.abs().max() for gradient in gradients) > 1e-3
+
+
+def test_the_logits_of_all_tokens_are_never_held():
+    vocabulary, peaks = 2000, {}
+    model = Halves(torch.nn.Embedding(vocabulary, 5), torch.nn.Linear(5, vocabulary))
+    chosen = method(sampler=ToySampler(), answers=64, max_new_tokens=4)
+    all_logits = 64 * STATES * 4 * vocabulary * 4 / 1e6
+    for name, student in (("halves", model), ("whole", Whole(model))):
+        made, state = prepared(chosen, student)
+        peaks[name] = peak_tensor_mb(
+            lambda made=made, state=state, student=student: chosen.loss(made, {}, {"student": student}, state)["policy"].sum().backward()
+        )
+        scored = speak(student, made["x"])
+        peaks[f"{name}, scored"] = peak_tensor_mb(
+            lambda scored=scored, made=made: said_discriminator(scored, made["y"], mask=torch.ones_like(made["y"]), chunk_rows=64)
+        )
+    assert peaks["halves"] < all_logits < peaks["whole"]
+    assert peaks["halves, scored"] < 0.5 * all_logits
+
+
 def test_sequences_may_count_alike(student):
     chosen = method(aggregation="sequence")
     made, state = prepared(chosen, student)
@@ -341,6 +433,7 @@ def test_several_updates_clip_the_ratio(student):
     [
         {"filter": "none"},
         {"filter": "clip_v"},
+        {"filter": "random"},
         {"filter": "clip_v", "max_share": 0.1},
         {"mu": 1.0},
         {"symmetric": True},
@@ -397,10 +490,10 @@ class Server:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"filter": "clip_a"}, "filter: expected 'clip_b', 'clip_v' or 'none', got 'clip_a'"),
+        ({"filter": "clip_a"}, "filter: expected one of clip_b, clip_v, random, none, got 'clip_a'"),
         ({"mu": 0.0}, "mu: expected a number > 0, got 0.0"),
         ({"max_share": 0.0}, r"max_share: expected a number in \(0, 1\], got 0.0"),
-        ({"aggregation": "text"}, "aggregation: expected 'token' or 'sequence', got 'text'"),
+        ({"aggregation": "text"}, "aggregation: expected one of token, sequence, got 'text'"),
         ({"answers": 0}, "answers: expected a finite number > 0, got 0"),
         ({"dual_clip": 0.5}, "dual_clip: expected a number > 1, got 0.5"),
         ({"sampler": Server()}, r"sampler: expected one with sync\(student\)"),

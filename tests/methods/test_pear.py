@@ -17,7 +17,9 @@ from preceptor.losses.phase_entropy import pear_reward, phase_entropies
 from preceptor.losses.policy import aggregate, group_advantages, kl_estimate, ppo_surrogate, token_log_probs
 from preceptor.losses.token_stats import entropy
 from preceptor.methods.pear import CARD, PEAR, numeric_answer
+from preceptor.metrics.cost import peak_tensor_mb
 from preceptor.miniature.policies import TablePolicy, TableSampler, prompts
+from preceptor.miniature.toys import Halves, LastSymbols, ToySampler
 
 END, STATES, TOKENS = 5, 6, 7
 
@@ -216,12 +218,13 @@ def test_a_uniform_policy_has_the_entropy_of_its_vocabulary(student):
 
 
 def test_entropies_are_those_of_temperature_1(student):
-    chosen = method(sampling_temperature=2.0)
+    chosen = method(sampling_temperature=2.0, updates=2)
     made, state = prepared(chosen, student)
     logits = student(made["x"]["input_ids"]).detach()
     think, _, _ = phase_entropies(entropy(logits.log_softmax(-1)), made["y"], made["mask"], END)
     assert math.isclose(state.log["think_entropy"], think.mean(), rel_tol=1e-6)
-    torch.testing.assert_close(made["old_log_probs"], token_log_probs(logits, made["y"], temperature=2.0))
+    expected = token_log_probs(logits, made["y"], temperature=2.0)
+    torch.testing.assert_close(made["old_log_probs"], expected.masked_fill(~made["mask"], 0.0))
 
 
 def test_right_answers_that_earn_less_than_wrong_ones_are_told(student):
@@ -250,6 +253,79 @@ def test_the_kl_term(student):
     assert copied is not student
     assert torch.equal(copied.table, student.table)
     assert chosen.extra_roles(roles, made | {"prompt": 1}) == {}
+
+
+class Ended(ToySampler):
+    """All of its texts come to an end."""
+
+    def sample(self, *prompt, **options):
+        written = super().sample(*prompt, **options)
+        return replace(written, finished=torch.ones_like(written.finished))
+
+
+class Whole(torch.nn.Module):
+    """A model whose halves cannot be seen."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+
+def language_model(seed):
+    """A small network in two halves."""
+    torch.manual_seed(seed)
+    body = LastSymbols(symbols=TOKENS, context=2)
+    return Halves(torch.nn.Sequential(body, torch.nn.Linear(body.size, 5), torch.nn.Tanh()), torch.nn.Linear(5, TOKENS))
+
+
+def step(chosen, wrap):
+    """What ``prepare`` made and logged, and loss and gradients on it after the policy has moved."""
+    state, model, reference = State(total_steps=1), language_model(4), wrap(language_model(5))
+    made = chosen.prepare(prompts(torch.arange(STATES)), {"student": wrap(model)}, state)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+        signal = chosen.signal(made, {"reference": reference}, state)
+    loss = reduce_terms(chosen.loss(made, signal, {"student": wrap(model)}, state), made, global_counts(made), 1)["policy"]
+    return made, state.log, loss, torch.autograd.grad(loss, tuple(model.parameters()))
+
+
+@pytest.fixture
+def double():
+    """Toy networks compute in torch's default precision."""
+    torch.set_default_dtype(torch.double)
+    yield
+    torch.set_default_dtype(torch.float)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("options", [{}, {"normalised": True}, {"kl_weight": 0.3}, {"sampling_temperature": 1.7}, {"updates": 2}])
+def test_a_model_in_halves_learns_what_its_logits_say(options):
+    chosen = method(sampler=Ended(), **options)
+    made, log, loss, gradients = step(chosen, lambda model: model)
+    made_whole, log_whole, loss_whole, gradients_whole = step(chosen, Whole)
+    torch.testing.assert_close(made, made_whole)
+    assert log == pytest.approx(log_whole)
+    assert 0 < log["correct"] < 1
+    torch.testing.assert_close(loss, loss_whole)
+    torch.testing.assert_close(gradients, gradients_whole)
+    assert max(gradient.abs().max() for gradient in gradients) > 1e-3
+
+
+def test_the_logits_of_all_tokens_are_never_held():
+    vocabulary, peaks = 2000, {}
+    model = Halves(torch.nn.Embedding(vocabulary, 5), torch.nn.Linear(5, vocabulary))
+    chosen = method(sampler=Ended(), answers=64, max_new_tokens=4)
+    all_logits = 64 * STATES * 4 * vocabulary * 4 / 1e6
+    for name, student in (("halves", model), ("whole", Whole(model))):
+        made, state = prepared(chosen, student)
+        peaks[name] = peak_tensor_mb(
+            lambda made=made, state=state, student=student: chosen.loss(made, {}, {"student": student}, state)["policy"].sum().backward()
+        )
+    assert peaks["halves"] < all_logits < peaks["whole"]
 
 
 def test_several_updates_clip_the_ratio(student):

@@ -26,8 +26,9 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Completer, Sampler, check_on_policy, check_prompted, language_batch, roll_out
 from preceptor.losses.checks import check_positive, check_unit_interval, check_vocabularies
 from preceptor.losses.divergence import kl
-from preceptor.losses.linear import linear_divergence, said_kl
+from preceptor.losses.linear import linear_divergence
 from preceptor.losses.masked import masked_divergence
+from preceptor.losses.said import said_kl
 from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts

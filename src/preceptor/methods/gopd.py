@@ -31,8 +31,8 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.data.rollout import Sampler, check_on_policy, check_prompted, roll_out
 from preceptor.losses.checks import check_logits, check_positive, check_same_shape, check_vocabularies
 from preceptor.losses.divergence import log_probs
-from preceptor.losses.linear import said_log_probs
 from preceptor.losses.policy import check_clips, importance_weights, ppo_surrogate, sequence_means
+from preceptor.losses.said import said_log_probs
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
 from preceptor.miniature.run import Miniature, Size

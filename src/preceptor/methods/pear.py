@@ -24,19 +24,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from preceptor.core.method import Method, Phase, student_phase
+from preceptor.core.method import Method, Phase, evaluating, student_phase
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.data.rollout import Completions, Reward, Sampler, answer_matches, check_on_policy, check_prompted, roll_out, score_rows
+from preceptor.data.rollout import Reward, Sampler, answer_matches, check_on_policy, check_prompted, roll_out
 from preceptor.losses.checks import check_positive
-from preceptor.losses.divergence import log_probs
 from preceptor.losses.phase_entropy import pear_reward, phase_entropies
-from preceptor.losses.policy import check_clips, group_advantages, kl_estimate, ppo_surrogate, sequence_means, token_log_probs
-from preceptor.losses.token_stats import entropy
+from preceptor.losses.policy import check_clips, group_advantages, kl_estimate, ppo_surrogate, sequence_means
+from preceptor.losses.said import said_entropy, said_log_probs
 from preceptor.miniature.claim import Claim
-from preceptor.miniature.policies import TablePolicy, TableSampler, fit_policy, prompts
 from preceptor.miniature.run import Miniature, Size
-from preceptor.models.taps import forward
+from preceptor.miniature.thinking import END_THINK, LENGTH, answered_right, measured, practised, thinking
+from preceptor.models.heads import speak, vocabulary_size
 
 CARD = Card(
     slug="pear",
@@ -115,19 +114,21 @@ class PEAR(Method):
         options = {"max_new_tokens": self.max_new_tokens, "temperature": self.sampling_temperature, "top_p": self.top_p}
         made, asked, completions = roll_out(batch, roles["student"], state, sampler=self.sampler, answers=self.answers, **options)
 
-        def score(logits: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            self._check_end(logits.shape[-1])
-            unit = math.log(logits.shape[-1]) if self.normalised else 1.0
-            return token_log_probs(logits, y, temperature=self.sampling_temperature), entropy(log_probs(logits)) / unit
-
-        log_p, entropies = score_rows(roles["student"], made, score, rows=self.answers)
+        with torch.no_grad(), evaluating(roles["student"]) as student:
+            said = speak(student, made["x"])
+            self._check_end(vocabulary_size(said))
+            entropies = said_entropy(said, mask=made["mask"]) / (math.log(vocabulary_size(said)) if self.normalised else 1.0)
+            old = {} if self.updates == 1 else {"old_log_probs": self._log_probs(said, made)}
         think, answer, k = phase_entropies(entropies, made["y"], made["mask"], self.end_think)
         correct = self.verifier(asked, completions).bool() & completions.finished
         rewards = pear_reward(correct, think, answer, alpha=self.alpha, right=self.right, wrong=self.wrong, floor=self.floor)
         groups = torch.arange(len(rewards), device=rewards.device) // self.answers
         advantages = group_advantages(rewards, groups).unsqueeze(1).expand(made["mask"].shape)
         state.log |= _report(rewards, correct, think, answer, k, made["mask"], self.wrong)
-        return {**made, "mask/policy": made["mask"].any(1), "advantages": advantages, "old_log_probs": log_p}
+        return {**made, "mask/policy": made["mask"].any(1), "advantages": advantages, **old}
+
+    def _log_probs(self, said: Signal, batch: Batch) -> Tensor:
+        return said_log_probs(said, batch["y"], mask=batch["mask"], temperature=self.sampling_temperature)
 
     def _check_end(self, vocabulary: int) -> None:
         end = () if self.end_think is None else (self.end_think,) if isinstance(self.end_think, int) else self.end_think
@@ -136,14 +137,11 @@ class PEAR(Method):
 
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
         """Return what the reference says about the tokens, where the KL has a weight."""
-        if self.kl_weight == 0:
-            return {}
-        logits = forward(roles["reference"], batch["x"]).logits
-        return {"reference": token_log_probs(logits, batch["y"], temperature=self.sampling_temperature)}
+        return {} if self.kl_weight == 0 else {"reference": self._log_probs(speak(roles["reference"], batch["x"]), batch)}
 
     def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
         """Return the loss of every text, (N,)."""
-        log_p = token_log_probs(forward(roles["student"], batch["x"]).logits, batch["y"], temperature=self.sampling_temperature)
+        log_p = self._log_probs(speak(roles["student"], batch["x"]), batch)
         old = log_p.detach() if self.updates == 1 else batch["old_log_probs"]
         clips = {"clip_low": self.clip_low, "clip_high": self.clip_high, "dual_clip": math.inf}
         losses = ppo_surrogate(log_p, old, batch["advantages"], **clips)
@@ -169,80 +167,28 @@ def _report(rewards: Tensor, correct: Tensor, think: Tensor, answer: Tensor, k: 
     return {"inverted": inverted, **{name: float(value) for name, value in found.items()}}
 
 
-_WORK, _END, _ANSWERS, _LENGTH = 0, 5, tuple(range(6, 14)), 40  # tokens 1 to 4 are exploration
-
-
 def miniature(seed: int, size: Size) -> Miniature:
-    """Thinking in tokens of work and of exploration, then one of 8 answers, of which 4 are right once three pieces of work are done.
+    """A small transformer that was taught to dither while it thinks practises by reward, with and without the penalty.
 
-    After exploration the next token is more often exploration again, so that entropy and length go together. 16 prompts that are the same.
-    ``think_entropy`` (nats per token), ``think_tokens``, ``accuracy`` and ``correlation`` (of the first two over texts) are of 4,000 fresh
-    texts. "grpo" is the same training without the penalty. "pear" has alpha = 0.5: at 1 the answer's entropy, which four right answers keep
-    above 1.4 nats, excuses all of the thinking.
+    The world is `preceptor.miniature.thinking`; everything is measured on prompts that nobody practised, 16 answers to each. "grpo" is the
+    same training without the penalty, "pear" the paper's alpha = 1; alpha = 0 counts the thinking alone, alpha = -1 both phases.
     """
-    steps, texts = (150, 4000) if size == "full" else (8, 200)
-    right = torch.randperm(8, generator=torch.Generator().manual_seed(seed))[:4] + _ANSWERS[0]
-    start = _thinker(right)
-
-    def verifier(batch: Batch, completions: Completions) -> Tensor:
-        worked = ((completions.ids == _WORK) & completions.mask).sum(1) >= 3
-        last = completions.ids.gather(1, completions.mask.sum(1, keepdim=True) - 1).squeeze(1)
-        return worked & torch.isin(last, right)
-
-    sampler = TableSampler(stop=_ANSWERS)
-    base = PEAR(alpha=0.5, end_think=_END, verifier=verifier, answers=8, max_new_tokens=_LENGTH, sampler=sampler)
-    measure = replace(base, answers=texts)  # a rollout that nobody learns from
-    arms = {}
-    for name, method, updates in (
-        ("untrained", base, 0),
-        ("grpo", replace(base, alpha=1e6), steps),
-        ("pear", base, steps),
-        ("pear-alpha-0", replace(base, alpha=0.0), steps),
-    ):
-        student = TablePolicy(start.table.detach(), start.moves)
-        with warnings.catch_warnings():  # without the answer's excuse some right answers earn less than wrong ones
-            warnings.simplefilter("ignore" if method.alpha == 0 else "default")
-            fit_policy(
-                method, {"student": student}, [prompts(torch.zeros(16, dtype=torch.int64))], steps=updates, learning_rate=2.0, seed=seed
-            )
-        arms[name] = _measure(measure, student, seed)
+    warm_up, steps = (400, 60) if size == "full" else (80, 2)
+    world = thinking(seed, size, steps=warm_up)
+    base = PEAR(end_think=END_THINK, verifier=answered_right, answers=8, max_new_tokens=LENGTH)
+    arms = {"untrained": measured(world.student, world.test)}
+    for name, alpha in (("grpo", 1e9), ("pear", 1.0), ("alpha-0", 0.0), ("alpha-minus-1", -1.0)):
+        with warnings.catch_warnings():  # some right answers earn less than wrong ones, as in the paper
+            warnings.simplefilter("ignore")
+            student = practised(replace(base, alpha=alpha), world, steps=steps, seed=seed)
+        arms[name] = measured(student, world.test)
     return Miniature(
         arms=arms,
         claims=(
             Claim(name="thinking gets shorter", method="pear", baseline="grpo", metric="think_tokens", direction="lower"),
             Claim(name="and surer", method="pear", baseline="grpo", metric="think_entropy", direction="lower"),
             Claim(name="at an accuracy within 3 points", method="pear", baseline="grpo", metric="accuracy", margin=-0.03),
+            Claim(name="which a penalty on the thinking alone costs", method="pear", baseline="alpha-0", metric="accuracy"),
         ),
-        notes=(f"{steps} updates of every policy, 8 answers to each of 16 prompts in each; alpha = 0.5",),
+        notes=(f"{steps} updates of every policy, 8 answers to each of 16 prompts in each, after {warm_up} on demonstrations",),
     )
-
-
-def _thinker(right: Tensor) -> TablePolicy:
-    """States 2 w + e: w pieces of work done, e: the last token was exploration; 8 and 9: to answer, in vain and not; 10: done."""
-    likely, moves = torch.zeros(11, 14), torch.full((11, 14), 10)
-    for work in range(4):
-        for explored in range(2):
-            state, exploration, end = 2 * work + explored, 0.6 if explored else 0.15, 0.3 if work == 3 else 0.042
-            likely[state, 1:5] = exploration / 4
-            likely[state, [_WORK, _END]] = (1 - exploration) * torch.tensor([1 - end, end])
-            moves[state, 1:5] = 2 * work + 1
-            moves[state, [_WORK, _END]] = torch.tensor([2 * min(work + 1, 3), 9 if work == 3 else 8])
-    likely[8:, _ANSWERS[0] :] = 1 / 8
-    likely[9, _ANSWERS[0] :] = 0.15 / 4
-    likely[9, right] = 0.85 / 4
-    return TablePolicy(likely.log(), moves)
-
-
-def _measure(method: PEAR, student: TablePolicy, seed: int) -> dict[str, float]:
-    state = State(total_steps=1, seed=seed)
-    with torch.no_grad():
-        made = method.prepare(prompts(torch.zeros(1, dtype=torch.int64)), {"student": student}, state)
-        entropies = entropy(log_probs(student(made["x"]["input_ids"])))
-    think, _, k = phase_entropies(entropies, made["y"], made["mask"], method.end_think)
-    return {
-        "accuracy": state.log["correct"],
-        "think_tokens": state.log["think_tokens"],
-        "think_entropy": state.log["think_entropy"],
-        "answer_entropy": state.log["answer_entropy"],
-        "correlation": float(torch.corrcoef(torch.stack([think, k.float()]))[0, 1]),
-    }
