@@ -25,6 +25,7 @@ from torch import Tensor
 from preceptor.core.method import Method
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Roles, Signal
+from preceptor.losses.checks import check_choice
 from preceptor.teachers.shards import Column, list_rows, read_rows, read_shard
 from preceptor.teachers.targets import Kind, Precision, unpack_sample, unpack_top, unpack_whole
 
@@ -69,8 +70,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         few = self.kind in ("top-k", "sample")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        check_choice(Kind, kind=self.kind)
         if few and (self.k is None or self.k < 1):
             raise ValueError(f"k: expected a number of classes >= 1 for kind {self.kind!r}, got {self.k}")
         if not few and self.k is not None:
