@@ -113,7 +113,6 @@ class PEAR(Method):
         """Let the student answer each prompt several times, and turn answers and entropies into advantages."""
         options = {"max_new_tokens": self.max_new_tokens, "temperature": self.sampling_temperature, "top_p": self.top_p}
         made, asked, completions = roll_out(batch, roles["student"], state, sampler=self.sampler, answers=self.answers, **options)
-
         with torch.no_grad(), evaluating(roles["student"]) as student:
             said = speak(student, made["x"])
             self._check_end(vocabulary_size(said))
