@@ -202,3 +202,17 @@ def test_transformers_outputs() -> None:
     assert torch.equal(output.features["vit.layers.0"], hidden[1])
     assert torch.equal(output.features["vit.layers.1:input"], hidden[1])
     assert output.features["vit.layers.0"].shape == (2, 5, 8)
+
+
+@pytest.mark.parametrize("layers", [(), ("model.layers.0",)])
+def test_documents_in_one_row_do_not_see_each_other(layers: tuple[str, ...]) -> None:
+    """Though the model keeps a cache by default, with which its masks would take no notice of positions."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=10, **sizes)).eval()
+    assert model.config.use_cache
+    ids, places = torch.randint(10, (2, 7)), torch.tensor([0, 1, 2, 0, 1, 2, 3]).expand(2, -1)
+    packed = forward(model, {"input_ids": ids, "position_ids": places}, layers).logits
+    alone = [forward(model, {"input_ids": part}, layers).logits for part in (ids[:, :3], ids[:, 3:])]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1))

@@ -34,7 +34,8 @@ def forward(model: nn.Module, inputs: Tensor | Mapping[str, Any], layers: Sequen
 
     Args:
         model: returns a tensor, a tuple or list (its first tensor is the logits) or a mapping with ``logits`` (transformers' outputs).
-        inputs: a tensor is passed by position, a mapping by keyword.
+        inputs: a tensor is passed by position, a mapping by keyword; documents in one row, whose ``position_ids`` start again at each, do
+            not see each other.
         layers: names as in the module docstring. Of an output or input with several tensors, the first counts.
     Raises:
         ValueError: a layer does not exist (the nearest names are listed) or did not run.
@@ -104,7 +105,11 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _call(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Any:
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    if "position_ids" in inputs:  # with a cache transformers' models take no notice of positions that start again
+        inputs = {"use_cache": False, **inputs}
+    return model(**inputs)
 
 
 def _logits(output: Any) -> Tensor:
