@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.teachers.fake_vllm import Fake, served
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -418,6 +419,19 @@ def _(house):
     cached = house.run({"teacher.cache": str(cache(house).folder)})
     assert [row["role"] for row in cached.result["rows"]] == ["method"]
     assert torch.equal(cached.weights, house.run({}).weights)
+
+
+@field("TeacherRecipe.server")
+def _(house):
+    made = texts(house)
+    described = made.recipe.model_dump()
+    described["text"]["tokenizer"] = described["student"] = described["teacher"]["model"]
+    with served(Fake(made.teacher, made.train.tokenizer)) as url:
+        described |= {"teacher": {"server": url, "model": "tiny"}, "cache": {"kind": "top-k", "k": 2}}
+        bars = Bars(Console(file=io.StringIO()))
+        from_there = run_cache(parse(described), out=house.folder / "caches" / "server", name="server", bars=bars)
+    assert from_there.items == made.train.tokens()
+    assert from_there.spec.described == f"tiny at {url}"
 
 
 @field("TeacherRecipe.train")

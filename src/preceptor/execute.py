@@ -50,9 +50,14 @@ class Prepared:
         """What a method learns from: the teacher, or the cache that the recipe names.
 
         Raises:
-            ValueError: the cache is another teacher's or tokenizer's, or was altered.
+            ValueError: the cache is another teacher's or tokenizer's, or was altered; or there is none, and only a server.
         """
         described = self.recipe.teacher
+        if described is not None and described.server is not None and described.cache is None:
+            raise ValueError(
+                f"teacher.cache: expected a cache that preceptor cache filled from the server {described.server}, got none;"
+                " a server says nothing about texts while a student trains"
+            )
         if described is None or described.cache is None:
             return self.teacher
         expect: dict[str, Any] = tokenizer_fingerprints(self.train.tokenizer) if isinstance(self.train, Texts) else {}
@@ -133,15 +138,17 @@ def _prepare_text(recipe: Recipe, described: TextRecipe, bars: Bars) -> Prepared
 
 
 def _model_to_load(recipe: Recipe) -> str | dict[str, Any] | None:
-    """The teacher's model where it is needed: a cache answers for it, but a student may be made of it."""
-    if recipe.teacher is None or (recipe.teacher.cache is not None and not recipe.made_of_teacher):
+    """The teacher's model where it is needed: a cache answers for it, but a student may be made of it. One on a server stays there."""
+    if recipe.teacher is None or recipe.teacher.server is not None or (recipe.teacher.cache is not None and not recipe.made_of_teacher):
         return None
     return recipe.teacher.model
 
 
 def describe_teacher(recipe: Recipe, described: TeacherRecipe) -> str:
-    """The teacher of a recipe in words: its model and, where it is trained, the name it is kept under."""
+    """The teacher of a recipe in words: its model and its server, or, where it is trained, the name it is kept under."""
     model = described.model if isinstance(described.model, str) else json.dumps(described.model, sort_keys=True)
+    if described.server is not None:
+        return f"{model} at {described.server}"
     return model if described.train is None else f"{model}, trained as {_name(recipe, described)}"
 
 

@@ -85,7 +85,11 @@ class TeacherRecipe(_Strict):
     """Which model teaches, and how it is trained where it is not trained yet."""
 
     model: str | dict[str, Any] | None = None
-    """See `preceptor.models.adapters.resolve`, for language models `preceptor.models.language.load_language`."""
+    """See `preceptor.models.adapters.resolve`, for language models `preceptor.models.language.load_language`; with ``server`` its name
+    there."""
+    server: str | None = None
+    """Address of a server of language models that returns log-probabilities of prompts, see `preceptor.teachers.server`: ``preceptor
+    cache`` fills a cache from it."""
     cache: str | None = None
     """A folder that ``preceptor cache`` wrote: it answers in the teacher's stead, which is then not loaded."""
     train: Training | None = None
@@ -186,8 +190,11 @@ class Recipe(_Strict):
     def _possible(self) -> Recipe:
         if (self.data is None) == (self.text is None):
             raise ValueError(f"data: expected either data or text, got {'neither' if self.data is None else 'both'}")
-        if self.text is not None and self.text.tokenizer is None and (self.teacher is None or not isinstance(self.teacher.model, str)):
+        brings = self.teacher is not None and isinstance(self.teacher.model, str) and self.teacher.server is None
+        if self.text is not None and self.text.tokenizer is None and not brings:
             raise ValueError("text.tokenizer: expected smollm2, gguf:FILE or hf:PATH where no teacher brings one, got nothing")
+        if self.teacher is not None and self.teacher.server is not None:
+            self._check_server(self.teacher)
         self.check_method(self.method)
         if self.teacher is not None and self.teacher.model is None and self.teacher.cache is None:
             raise ValueError("teacher.model: expected a model, or a folder in teacher.cache, got neither")
@@ -196,6 +203,16 @@ class Recipe(_Strict):
         if self.teacher is not None and self.teacher.cache is not None and self.training.monitor in BESIDE_TEACHER:
             raise ValueError(f"training.monitor: expected a metric that needs no teacher beside a cache, got {self.training.monitor!r}")
         return self
+
+    def _check_server(self, teacher: TeacherRecipe) -> None:
+        if self.text is None:
+            raise ValueError("teacher.server: expected text, as it is asked about tokens, got data")
+        if not isinstance(teacher.model, str):
+            raise ValueError(f"teacher.model: expected the name of the model on the server, got {teacher.model!r}")
+        if teacher.train is not None:
+            raise ValueError("teacher.train: expected none, as the model on the server is trained, got some")
+        if self.made_of_teacher:
+            raise ValueError("student: expected a teacher that is here to make smaller, got one on a server")
 
     @property
     def made_of_teacher(self) -> bool:

@@ -21,12 +21,14 @@ from preceptor.data.hashing import hash_ids, uniform
 from preceptor.losses.numeric import upcast
 from preceptor.teachers.cache import HEADER, MANIFEST, Cache, Spec, read_manifest, write_manifest
 from preceptor.teachers.shards import JOURNAL, Column, Writer, lists, record_batch
-from preceptor.teachers.targets import KL_BOUND_PER_BUCKET, Arrays, pack_sample, pack_top, pack_whole, sample, top_k
+from preceptor.teachers.targets import KL_BOUND_PER_BUCKET, Arrays, Top, pack_sample, pack_top, pack_whole, sample, top_k
 
 _ELEMENTS = 1 << 22  # logits that are looked at together
 
-Answer = Callable[[Batch], "Tensor | Mapping[str, Tensor]"]
-"""What a teacher says about a batch: logits (N, C) or (N, T, V), or features by layer (N, ...) or (N, T, ...)."""
+Said = Tensor | Mapping[str, Tensor] | Top
+Answer = Callable[[Batch], Said]
+"""What a teacher says about a batch: logits (N, C) or (N, T, V), features by layer (N, ...) or (N, T, ...), or the top of k of the items
+that count, in their order."""
 
 
 def build(
@@ -120,11 +122,14 @@ def _tidy(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _rows(batch: Batch, said: Tensor | Mapping[str, Tensor], spec: Spec) -> tuple[list[Column], Any, int]:
+def _rows(batch: Batch, said: Said, spec: Spec) -> tuple[list[Column], Any, int]:
     """The columns, the record batch and the number of items of one batch."""
     mask = batch["mask"].cpu() != 0 if "mask" in batch else torch.ones(batch["y"].shape, dtype=torch.bool)
     items = mask.nonzero(as_tuple=True)
-    arrays = _features(said, items, batch, spec) if isinstance(said, Mapping) else _logits(said, items, batch, spec)
+    if isinstance(said, Top):
+        arrays = _tops(said, len(items[0]), spec)
+    else:
+        arrays = _features(said, items, batch, spec) if isinstance(said, Mapping) else _logits(said, items, batch, spec)
     coded = spec.precision == "compact"
     columns = [Column(name, value.shape[1:], str(value.dtype), coded and value.ndim == 2) for name, value in arrays.items()]
     counts = mask.reshape(len(mask), -1).sum(1).numpy()
@@ -137,6 +142,12 @@ def _rows(batch: Batch, said: Tensor | Mapping[str, Tensor], spec: Spec) -> tupl
         plain["length"] = np.full(len(mask), mask.shape[1], np.int32)
         plain["mask"] = lists(np.packbits(mask.numpy(), axis=1).ravel(), [-(-mask.shape[1] // 8)] * len(mask))
     return columns, record_batch(plain, columns, arrays, counts), int(counts.sum())
+
+
+def _tops(said: Top, items: int, spec: Spec) -> Arrays:
+    if (spec.kind, (items, spec.k)) != ("top-k", tuple(said.indices.shape)):
+        raise ValueError(f"answer: expected {spec.kind} of {spec.k} for {items} items, got the top of k {tuple(said.indices.shape)}")
+    return pack_top(*said, spec.precision)
 
 
 def _features(said: Mapping[str, Tensor], items: tuple[Tensor, ...], batch: Batch, spec: Spec) -> Arrays:

@@ -17,7 +17,7 @@ the square root of a weight p_c up or down to 1/256, at random, such that the ex
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,15 @@ FLOOR = math.log(torch.finfo(torch.float32).tiny)  # stands for log 0
 Arrays = dict[str, NDArray]
 
 
-def top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+class Top(NamedTuple):
+    """The k most probable classes of each item, as `top_k` returns them."""
+
+    indices: Tensor
+    log_probs: Tensor
+    tail: Tensor
+
+
+def top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> Top:
     """The k most probable classes, in the order of their numbers.
 
     Args:
@@ -55,7 +63,7 @@ def top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, 
     indices = log_p.topk(k, dim=-1).indices.sort(dim=-1).values
     top = log_p.gather(-1, indices)
     tail = log_p.scatter(-1, indices, -torch.inf).logsumexp(dim=-1)
-    return indices, top.clamp_min(FLOOR), tail.clamp_min(FLOOR)
+    return Top(indices, top.clamp_min(FLOOR), tail.clamp_min(FLOOR))
 
 
 def sample(logits: Tensor, k: int, draws: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
