@@ -63,12 +63,14 @@ def test_distil_evaluate_and_load_with_plain_transformers(kitchen):
     assert len(result["generations"]) == 3
     assert "How they write" in (out / "report.html").read_text()
     code = (
-        "from transformers import AutoModelForCausalLM; import torch;"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer; import torch;"
         f"m = AutoModelForCausalLM.from_pretrained({str(out / 'student')!r});"
-        "print(m.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3, do_sample=False).shape[1], len(m.model.layers))"
+        f"t = AutoTokenizer.from_pretrained({str(out / 'student')!r});"
+        "written = m.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3, do_sample=False);"
+        "print(written.shape[1], len(m.model.layers), len(t))"
     )
     plain = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert plain.stdout.split() == ["5", "2"]
+    assert plain.stdout.split() == ["5", "2", str(len(WORDS))]
     refused = call("export", out, "--to", "onnx")
     assert refused.exit_code == 2
     assert "expected a classifier to export, got a language model" in refused.stderr

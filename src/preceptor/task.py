@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,11 @@ class Task:
     def language(self) -> bool:
         """Whether the examples are texts."""
         return isinstance(self.train, Texts)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the texts; None for other examples."""
+        return self.train.tokenizer if isinstance(self.train, Texts) else None
 
     def teacher_on(self, part: Examples) -> Predictions | Said | None:
         """What the teacher says about a part; asked once."""

@@ -147,7 +147,7 @@ def run_trial(
     )
     weights = whole(student.state_dict()) if out is not None else {}  # on every process, or the gathering waits for ever
     if out is not None and accelerator.is_main_process:
-        save_student(student, out / "student", {"method": name, "metrics": metrics}, state_dict=weights)
+        save_student(student, out / "student", {"method": name, "metrics": metrics}, state_dict=weights, tokenizer=task.tokenizer)
         kept = {key: vars(trial)[key] for key in ("name", *_KEPT)}
         write_whole(out / "trial.json", json.dumps({**kept, "identity": {**identity, "method": repr(method)}}, indent=1))
     return trial

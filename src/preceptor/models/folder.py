@@ -27,7 +27,12 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
 def save_student(
-    model: nn.Module, folder: str | Path, card: Mapping[str, object], *, state_dict: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    card: Mapping[str, object],
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    tokenizer: Any = None,
 ) -> None:
     """Write a model to a folder, with a model card.
 
@@ -38,6 +43,7 @@ def save_student(
         folder: made when missing; files of these names are overwritten.
         card: rows of the card's table, label to value ("method": "classic-kd", "accuracy": "90.1 %").
         state_dict: the full weights, where the model itself holds only a shard of them (`preceptor.core.parallel.whole` gathers them).
+        tokenizer: of transformers, written beside the model; another one, which cannot save itself, is left out.
     """
     given = model.state_dict() if state_dict is None else state_dict
     weights = {name.removeprefix("_orig_mod."): value for name, value in given.items()}
@@ -55,6 +61,8 @@ def save_student(
         config = {"preceptor": model.config if own else {"class": f"{kind.__module__}:{kind.__qualname__}"}, "tied": tied}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
     load = f"load_student({folder.name!r})" if own else f"load_student({folder.name!r}, model={kind.__name__}(...))"
     rows = {"architecture": kind.__name__, "parameters": f"{sum(p.numel() for p in model.parameters()):,}", **card}
     (folder / "README.md").write_text(_card(rows, load, "transformers" if is_transformers(model) else "preceptor"))

@@ -199,7 +199,7 @@ def compare(
     if folder is not None:
         sign = 1 if training.mode == "max" else -1
         best = max((arm[0] for arm in arms.values()), key=lambda trial: max(sign * v[training.monitor] for v in trial.curve["valid"]))
-        save_student(best.student, folder / "student", {"method": best.name, "seed": best.seed, **best.metrics})
+        save_student(best.student, folder / "student", {"method": best.name, "seed": best.seed, **best.metrics}, tokenizer=task.tokenizer)
         write_result(result, folder)
         page = write_report(result, folder)
     return Study(result=result, trials=arms, report=page)
