@@ -1,6 +1,6 @@
 """Compare preceptor with numbers made by other implementations: ``python tests/parity.py DIR``.
 
-Runs every case of every ``DIR/SLUG.json`` through ``tests/adapters/SLUG.py`` (or its name with underscores) and prints one line per case:
+Runs every case of every ``DIR/SLUG.json`` through ``tests/adapters/SLUG.py`` and prints one line per case:
 ``slug case max_abs_err max_rel_err ok|FAIL|no adapter``. The exit status is 1 when any case FAILs, 2 when DIR holds no fixture, else 0.
 
 An adapter defines ``run(params, inputs) -> outputs``. Inputs arrive as tensors (float64, int64 or bool; lists of tensors where the lengths
@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,13 +111,13 @@ class Line(NamedTuple):
 def check_folder(folder: Path, adapters: Path = ADAPTERS) -> Iterator[Line]:
     """Compare every case of every fixture of a folder, in order of name."""
     for path in sorted(folder.glob("*.json")):
-        run = load_adapter(path.stem, adapters)
+        adapter = load_adapter(path.stem, adapters)
         for index, case in enumerate(json.loads(path.read_text())["cases"]):
             label = case_label(case, index)
-            if run is None:
+            if adapter is None:
                 yield Line(path.stem, label, None, None, "no adapter")
             else:
-                yield check_case(path.stem, label, case, run)
+                yield check_case(path.stem, label, case, adapter.run)
 
 
 def case_label(case: Mapping[str, Any], index: int) -> str:
@@ -127,17 +128,17 @@ def case_label(case: Mapping[str, Any], index: int) -> str:
     return f"{index}:{str(name)[:40].replace(' ', '_')}" if name else str(index)
 
 
-def load_adapter(slug: str, adapters: Path) -> Callable[[dict, dict], Mapping[str, Any]] | None:
-    """The ``run`` of a slug's adapter, or None without one."""
-    for path in (adapters / f"{slug}.py", adapters / f"{slug.replace('-', '_')}.py"):
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location(f"parity_adapter_{slug.replace('-', '_')}", path)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"{path}: not a Python module")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module.run
-    return None
+def load_adapter(slug: str, adapters: Path = ADAPTERS) -> ModuleType | None:
+    """The adapter of a slug, or None without one; its file has the slug's name, which `import` would not take."""
+    path = adapters / f"{slug}.py"
+    if not path.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location(f"parity_adapter_{slug.replace('-', '_')}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def check_case(slug: str, label: str, case: Mapping[str, Any], run: Callable[[dict, dict], Mapping[str, Any]]) -> Line:

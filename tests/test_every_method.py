@@ -127,7 +127,7 @@ def test_the_card_is_complete_and_every_default_has_a_source(slug):
     assert all(field.source for field in entry.fields), [field.name for field in entry.fields if not field.source]
     assert "Claim" in entry.docstring
     golden = Path(__file__).parent / "golden" / f"{slug}.json"
-    assert not golden.exists() or (Path(__file__).parent / "adapters" / f"{slug.replace('-', '_')}.py").exists()
+    assert not golden.exists() or (Path(__file__).parent / "adapters" / f"{slug}.py").exists()
 
 
 @TRAINED

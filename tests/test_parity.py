@@ -34,7 +34,7 @@ def check(tmp_path, monkeypatch):
     adapters, fixtures = tmp_path / "adapters", tmp_path / "fixtures"
     adapters.mkdir()
     fixtures.mkdir()
-    (adapters / "made_up.py").write_text(ADAPTER)
+    (adapters / "made-up.py").write_text(ADAPTER)
     monkeypatch.setitem(TOLERANCES, "made-up", TOLERANCES["classic-kd"])
 
     def run(outputs: dict, params: dict | None = None, slug: str = "made-up", inputs: dict | None = None) -> Line:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.models.whole import Whole
 
 from preceptor.core.reduce import global_counts, reduce_terms
 from preceptor.core.run import train
@@ -334,17 +335,6 @@ def test_the_log_counts_what_was_dropped(student):
         assert state.log[name] > 0
     assert 0 < state.log["reward"] < 1
     assert abs(state.log["s_minus_n_mean"]) < abs(state.log["s_mean"])
-
-
-class Whole(torch.nn.Module):
-    """A model whose halves cannot be seen."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs):
-        return self.model(**inputs)
 
 
 def language_model():

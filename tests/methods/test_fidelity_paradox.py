@@ -22,7 +22,6 @@ from preceptor.models.taps import forward
 from preceptor.teachers.cache import from_cache
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fidelity-paradox.json"
-ADAPTERS = Path(__file__).parents[1] / "adapters"
 
 
 def model(seed, vocabulary=9):
@@ -170,7 +169,7 @@ def test_it_learns_from_a_cache_of_logits_unless_the_teacher_is_noisy(tmp_path, 
 
 
 def test_the_gradient_at_a_high_temperature_is_the_distance_of_centred_logits():
-    adapter = load_adapter("fidelity-paradox", ADAPTERS)
+    adapter = load_adapter("fidelity-paradox").run
     student, teacher = 3 * torch.randn(2, 5, 1, 7, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     student.requires_grad_()
     params = {"function": "sequence_kl_divergence", "temperature": 1e4, "epsilon": 0.0}
@@ -182,7 +181,7 @@ def test_the_gradient_at_a_high_temperature_is_the_distance_of_centred_logits():
 
 def test_parity():
     cases = json.loads(GOLDEN.read_text())["cases"]
-    run = load_adapter("fidelity-paradox", ADAPTERS)
+    run = load_adapter("fidelity-paradox").run
     assert [check_case("fidelity-paradox", str(i), case, run).status for i, case in enumerate(cases)] == ["ok"] * 2
 
 
@@ -196,7 +195,7 @@ def test_the_adapter_follows_the_released_divergence(beta, reduction):
     m = beta * q + (1 - beta) * p
     entries = (beta * p * (p / m).log() + (1 - beta) * q * (q / m).log())[labels != -100]
     expected = {"batchmean": entries.sum() / 5, "mean": entries.mean(), "sum": entries.sum()}[reduction]
-    run = load_adapter("fidelity-paradox", ADAPTERS)
+    run = load_adapter("fidelity-paradox").run
     case = {
         "params": {"function": "generalized_jsd_loss", "beta": beta, "reduction": reduction},
         "inputs": {"student_logits": student.tolist(), "teacher_logits": teacher.tolist(), "labels": labels.tolist()},

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.models.whole import Whole
 
 from preceptor.core.reduce import global_counts, reduce_terms
 from preceptor.core.run import train
@@ -261,17 +262,6 @@ class Ended(ToySampler):
     def sample(self, *prompt, **options):
         written = super().sample(*prompt, **options)
         return replace(written, finished=torch.ones_like(written.finished))
-
-
-class Whole(torch.nn.Module):
-    """A model whose halves cannot be seen."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs):
-        return self.model(**inputs)
 
 
 def language_model(seed):

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tests.models.whole import Whole
 from tests.teachers.answers import CLASSES, WHOSE, contents, examples, made, said, texts, whole
 from torch import nn
 
@@ -36,17 +37,6 @@ KINDS = [
     {"kind": "sample", "k": 5},
     {"kind": "sample", "k": 5, "precision": "compact", "seed": 3},
 ]
-
-
-class Logits(nn.Module):
-    """A model that cannot be taken apart."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, **inputs):
-        return self.inner(**inputs)
 
 
 def name(kind):
@@ -404,7 +394,7 @@ def test_a_language_model_learns_from_what_a_cache_knows(tmp_path, kind, halves)
     body, output = nn.Embedding(50, 4), nn.Linear(4, CLASSES, bias=False)
     batch = {**texts()[1], "x": {"input_ids": torch.randint(50, (3, 9))}}
     logits, teacher, counts = output(body(batch["x"]["input_ids"])), batch["z"], batch["mask"]
-    student = Halves(body, output) if halves else Logits(Halves(body, output))
+    student = Halves(body, output) if halves else Whole(Halves(body, output))
     reader = from_cache(GKD(on_policy_rate=0.0, beta=0.0), made(tmp_path / "c", texts(), kind=kind, k=CLASSES))
     state = State(total_steps=1)
     found = reader.loss(batch, reader.signal(batch, {}, state), {"student": student}, state)["divergence"]
