@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "preceptor"
 LAYERS = [
     {"core"},
     {"losses", "data", "models", "metrics"},
+    {"composition"},
     {"teachers"},
     {"miniature"},
     {"methods"},

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from preceptor.core.method import Method
 
 FOLDER = Path(__file__).parent / "methods"
+PIECES = {"transform": "transform", "weigh": "weight", "limit": "cap"}
+"""Function of a method's class -> the field of a recipe that takes it; see `preceptor.composition`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Entry:
     docstring: str
     class_name: str  # "" for a system that is not a training method
     fields: tuple[Field, ...]
+    offers: tuple[str, ...] = ()  # what other methods can take from it in a recipe: "transform", "weight", "cap"
 
 
 def nearest(name: str, known: object) -> str:
@@ -68,12 +71,13 @@ def read(slug: str) -> Entry:
     tree = ast.parse(text)
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    card, class_name, fields = None, "", ()
+    card, class_name, fields, offers = None, "", (), ()
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "CARD":
             card = Card(**{word.arg: ast.literal_eval(word.value) for word in node.value.keywords if word.arg})
-        if isinstance(node, ast.ClassDef) and "Method" in [ast.unparse(base) for base in node.bases]:
+        if isinstance(node, ast.ClassDef) and {"Method", "LogitMethod"} & {ast.unparse(base) for base in node.bases}:
             class_name = node.name
+            offers = tuple(PIECES[line.name] for line in node.body if isinstance(line, ast.FunctionDef) and line.name in PIECES)
             fields = tuple(
                 Field(
                     name=ast.unparse(line.target),
@@ -86,7 +90,7 @@ def read(slug: str) -> Entry:
             )
     if card is None or card.slug != slug:
         raise ValueError(f"methods/{slug.replace('-', '_')}.py: expected CARD = Card(slug={slug!r}, ...) with literal arguments")
-    return Entry(card=card, docstring=ast.get_docstring(tree) or "", class_name=class_name, fields=fields)
+    return Entry(card=card, docstring=ast.get_docstring(tree) or "", class_name=class_name, fields=fields, offers=offers)
 
 
 def list_methods(task: str | None = None) -> list[Card]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from preceptor.catalog import load, nearest, read
+from preceptor.catalog import PIECES, load, nearest, read, slugs
+from preceptor.composition import compose
 from preceptor.core.files import write_whole
 from preceptor.core.method import Method
 from preceptor.core.run import fingerprint
@@ -185,8 +186,11 @@ def make_task(
 def make_method(method: str | Method, options: Mapping[str, Any] | None) -> Method:
     """A method object from a slug and its hyper-parameters.
 
+    ``transform``, ``weight`` and ``cap``, each a slug or ``{name: SLUG, hyper-parameter: value}``, add pieces of other methods; see
+    `preceptor.composition`.
+
     Raises:
-        ValueError: unknown slug or hyper-parameter, nearest named; or options beside a method object.
+        ValueError: unknown slug or hyper-parameter, nearest named; pieces of methods that do not fit; or options beside a method object.
     """
     if isinstance(method, Method):
         if options:
@@ -194,14 +198,26 @@ def make_method(method: str | Method, options: Mapping[str, Any] | None) -> Meth
         return method
     cls = load(method)
     known = [field.name for field in read(method).fields]
-    for name in options or {}:
+    parts = {piece: options[piece] for piece in PIECES.values() if options and piece in options and piece not in known}
+    options = {name: value for name, value in (options or {}).items() if name not in parts}
+    for name in options:
         if name not in known:
             raise ValueError(f"method.{name}: expected a hyper-parameter of {method} out of {known}, got {name!r}{nearest(name, known)}")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     missing = [field.name for field in fields(cls) if field.name not in given and field.default is field.default_factory]  # pyright: ignore
     if missing:
         raise ValueError(f"method.{missing[0]}: expected a value, {method} has no default for it")
-    return cls(**given)
+    return compose(cls(**given), **{piece: _part(piece, what) for piece, what in parts.items()})
+
+
+def _part(piece: str, what: Any) -> Method:
+    """The method that a recipe's ``transform``, ``weight`` or ``cap`` names, with its hyper-parameters."""
+    named = {"name": what} if isinstance(what, str) else what
+    offering = [slug for slug in slugs() if piece in read(slug).offers]
+    if not isinstance(named, Mapping) or named.get("name") not in offering:
+        got = named.get("name") if isinstance(named, Mapping) else named
+        raise ValueError(f"method.{piece}: expected one of {', '.join(offering)}, got {got!r}{nearest(str(got), offering)}")
+    return make_method(named["name"], {key: value for key, value in named.items() if key != "name"})
 
 
 def make_training(training: Training | Mapping[str, Any] | None, epochs: float | None) -> Training:

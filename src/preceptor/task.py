@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from preceptor.composition import Composed
 from preceptor.core.method import Method, Stage
 from preceptor.core.types import Batch, Roles
 from preceptor.data.examples import Examples
@@ -61,8 +62,9 @@ class Task:
         """
         if self.cache is None:
             return method.stages(self.teacher, student)
-        if type(method).stages is not Method.stages:
-            raise ValueError(f"teacher: expected a network for the chain of trainings of {type(method).__name__}, got a cache")
+        chained = method.base if isinstance(method, Composed) else method
+        if type(chained).stages is not Method.stages:
+            raise ValueError(f"teacher: expected a network for the chain of trainings of {type(chained).__name__}, got a cache")
         return tuple(replace(stage, method=from_cache(method, self.cache)) for stage in method.stages(None, student))
 
     @property

@@ -27,7 +27,7 @@ from preceptor.core.parallel import whole
 from preceptor.core.run import train
 from preceptor.core.state import State, compare_identity
 from preceptor.core.types import Record, Roles
-from preceptor.data.sources import Source
+from preceptor.data.sources import Source, streams
 from preceptor.metrics.cost import peak_memory_mb, reset_peak_memory
 from preceptor.models.folder import load_student, save_student
 from preceptor.task import Says, Task, check_roles
@@ -234,6 +234,7 @@ def _train_stage(
         optimizers,
         steps=steps,
         micro=training.micro,
+        streams=streams(method, task.valid, batch_size=training.batch_size, seed=seed),
         schedulers=schedulers,
         clip=training.clip,
         seed=seed,

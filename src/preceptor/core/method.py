@@ -127,6 +127,7 @@ class Method:
     gradient_free: ClassVar[bool] = False  # never calls compute()
     cached: ClassVar[tuple[str, ...]] = ()  # kinds of teacher cache that can answer for `signal`; see `preceptor.teachers.cache`
     cached_with: ClassVar[Mapping[str, Any]] = {}  # hyper-parameter -> the value that it needs for that
+    reads: ClassVar[tuple[str, ...]] = ()  # further data: "valid" is the validation part, at ``state.streams["valid"]``
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Turn a batch of the source into the batch to train on, without gradient (rollouts, attacks, noise, token masks)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from preceptor.core.method import Method
 from preceptor.core.types import Batch
 from preceptor.data.examples import Examples
 from preceptor.data.hashing import hash_ids
@@ -118,6 +119,19 @@ class Source:
         keys = _Keys(self.sampler, self.epoch, self.index, self._rank, self._world)
         reader = _Reader(self.examples, self.seed)
         return iter(DataLoader(reader, sampler=keys, batch_size=None, collate_fn=_same, num_workers=self._num_workers))
+
+
+def streams(method: Method, valid: Examples, *, batch_size: int, seed: int) -> dict[str, Source]:
+    """The further data that a method `reads`, by name; the same on every process.
+
+    Args:
+        method: asks for them.
+        valid: the validation part.
+        batch_size: examples per batch, at most all of them.
+        seed: of the order.
+    """
+    given = {"valid": valid}
+    return {name: Source(given[name], batch_size=min(batch_size, len(given[name])), seed=seed) for name in method.reads}
 
 
 def _read(examples: Examples, seed: int, epoch: int, indices: Tensor) -> Batch:

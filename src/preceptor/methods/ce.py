@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from preceptor.core.method import Method
-from preceptor.core.state import State
-from preceptor.core.types import Batch, Card, Roles, Signal, Terms
-from preceptor.losses.hard import hard_loss
-from preceptor.models.taps import forward
+from preceptor.composition import LogitMethod
+from preceptor.core.types import Card
 
 CARD = Card(
     slug="ce",
@@ -31,9 +28,5 @@ CARD = Card(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy(Method):
-    """Training with labels alone."""
-
-    def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
-        """Return the cross-entropy of the student, one value per example."""
-        return {"hard": hard_loss(forward(roles["student"], batch["x"]).logits, batch)}
+class CrossEntropy(LogitMethod):
+    """Training with labels alone: the hard term that every `LogitMethod` has unless it overrides it."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from preceptor.core.method import Method
+from torch import Tensor
+
+from preceptor.composition import LogitMethod
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.losses.checks import check_positive, check_unit_interval
@@ -43,7 +45,7 @@ CARD = Card(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassicKD(Method):
+class ClassicKD(LogitMethod):
     """Hinton's distillation with forward KL."""
 
     cached: ClassVar[tuple[str, ...]] = ("logits", "top-k", "sample")
@@ -60,11 +62,13 @@ class ClassicKD(Method):
         """Return the teacher's logits."""
         return {"logits": forward(roles["teacher"], batch["x"]).logits}
 
-    def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
-        """Return the hard and the soft term, one value per example."""
-        logits = forward(roles["student"], batch["x"]).logits
-        soft = signal_kl(logits, signal, temperature=self.temperature)
-        return {"hard": (1 - self.alpha) * hard_loss(logits, batch), "soft": self.alpha * self.temperature**2 * soft}
+    def hard(self, logits: Tensor, batch: Batch, state: State) -> Terms:
+        """Return the cross-entropy, one value per example."""
+        return {"hard": (1 - self.alpha) * hard_loss(logits, batch)}
+
+    def soft(self, logits: Tensor, signal: Signal, batch: Batch, state: State) -> Terms:
+        """Return the divergence to the teacher, one value per example."""
+        return {"soft": self.alpha * self.temperature**2 * signal_kl(logits, signal, temperature=self.temperature)}
 
 
 def miniature(seed: int, size: Size) -> Miniature:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from preceptor.core.method import Method
+from preceptor.composition import LogitMethod
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.losses.checks import check_labels, check_logits, check_positive
@@ -79,7 +79,7 @@ def decoupled_kl(student: Tensor, teacher: Tensor, labels: Tensor, *, temperatur
 
 
 @dataclass(frozen=True, kw_only=True)
-class DKD(Method):
+class DKD(LogitMethod):
     """Decoupled distillation with a linear warm-up."""
 
     cached: ClassVar[tuple[str, ...]] = ("logits",)
@@ -106,16 +106,15 @@ class DKD(Method):
         """Return the teacher's logits."""
         return {"logits": forward(roles["teacher"], batch["x"]).logits}
 
-    def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
-        """Return the hard term and both parts of the soft one, one value per example."""
-        logits = forward(roles["student"], batch["x"]).logits
+    def hard(self, logits: Tensor, batch: Batch, state: State) -> Terms:
+        """Return the cross-entropy, one value per example."""
+        return {"hard": self.hard_weight * hard_loss(logits, batch)}
+
+    def soft(self, logits: Tensor, signal: Signal, batch: Batch, state: State) -> Terms:
+        """Return both parts of the soft term, one value per example."""
         tckd, nckd = decoupled_kl(logits, signal["logits"], batch["y"], temperature=self.temperature)
         weight = self.temperature**2 * min((state.epoch + 1) / max(self.warmup_epochs, 1), 1.0)
-        return {
-            "hard": self.hard_weight * hard_loss(logits, batch),
-            "target": weight * self.alpha * tckd,
-            "others": weight * self.beta * nckd,
-        }
+        return {"target": weight * self.alpha * tckd, "others": weight * self.beta * nckd}
 
 
 def miniature(seed: int, size: Size) -> Miniature:

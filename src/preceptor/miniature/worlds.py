@@ -16,7 +16,7 @@ from preceptor.core.state import State
 from preceptor.core.types import Batch, Roles, Signal, Terms
 from preceptor.data.datasets import load
 from preceptor.data.examples import Examples, examples_from
-from preceptor.data.sources import Source
+from preceptor.data.sources import Source, streams
 from preceptor.data.splits import holdout, take
 from preceptor.losses.hard import hard_loss
 from preceptor.metrics.evaluate import predict, score
@@ -100,6 +100,7 @@ def fit(
     batch_size: int = 50,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    valid: Examples | None = None,
 ) -> None:
     """Train in place with Adam at a constant rate, one optimizer per phase; networks that the method adds are trained and dropped.
 
@@ -113,6 +114,7 @@ def fit(
         batch_size: examples per update.
         learning_rate: of Adam, > 0.
         seed: of the order and of every draw while training; torch's global random state is restored.
+        valid: for methods that read validation data while they train.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -126,7 +128,8 @@ def fit(
                 phase.name: torch.optim.Adam([p for role in phase.trains for p in everyone[role].parameters()], lr=learning_rate)
                 for phase in stage.method.phases()
             }
-            train(stage.method, everyone, source, optimizers, steps=steps, seed=seed)
+            further = {} if valid is None else streams(stage.method, valid, batch_size=batch_size, seed=seed)
+            train(stage.method, everyone, source, optimizers, steps=steps, seed=seed, streams=further)
             roles = {**roles, "teacher": stage.student}
 
 
@@ -162,7 +165,8 @@ def side_by_side(
     for name, (method, teacher) in arms.items():
         student = world.student()
         roles = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
-        fit(method, roles, world.train, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+        budget = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        fit(method, roles, world.train, seed=seed, valid=world.valid, **budget)
         measured[name] = measure(student, world)
     return measured
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from preceptor.composition import Composed
 from preceptor.core.method import Method
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Roles, Signal
@@ -283,6 +284,11 @@ def from_cache(method: Method, cache: Cache) -> Method:
         ValueError: the method cannot learn from such a cache or with its hyper-parameters, or works at another temperature or with other
             layers.
     """
+    if isinstance(method, Composed):
+        if method.transformer is not None and cache.spec.kind != "logits":
+            raise ValueError(f"cache {cache.folder}: expected kind logits for a transform of them, got {cache.spec.kind!r}")
+        weigher = None if method.weigher is None else from_cache(method.weigher, cache)
+        return replace(method, base=from_cache(method.base, cache), weigher=weigher)  # pyright: ignore[reportArgumentType]
     if type(method).signal is Method.signal:
         return method
     spec, name = cache.spec, type(method).__name__
