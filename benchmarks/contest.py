@@ -157,4 +157,4 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _errors(ours: Mapping[str, Tensor], peer: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float((ours[name].double() - peer[name].double()).norm() / peer[name].double().norm()) for name in ours}
+    return {name: float((ours[name].double() - peer[name].double()).norm() / peer[name].double().norm()) for name in ours if name in peer}

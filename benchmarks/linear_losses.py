@@ -83,6 +83,11 @@ class Problem:
         options = torch.nn.LinearCrossEntropyOptions() if chunk is None else torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
         return F.linear_cross_entropy(self.hidden, self.weight, self.labels, options=options)
 
+    def products(self) -> Mapping[str, Tensor]:
+        """The three matrix products of a forward and a backward pass, at the full rate of the processor, and nothing else."""
+        logits = self.hidden.detach() @ self.weight.detach().T
+        return {"hidden": logits @ self.weight.detach(), "weight": logits.T @ self.hidden.detach()}
+
     def liger(self, beta: float, chunk: int | None = None) -> Tensor:
         made = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss
         size = {} if chunk is None else {"chunk_size": chunk}
@@ -128,11 +133,13 @@ def random_ce() -> Contest:
             "dense": problem.contender(problem.dense_ce),
             "torch chunks, default": problem.contender(partial(problem.torch_ce, None)),
             "torch chunks of 256": problem.contender(partial(problem.torch_ce, 256)),
+            "three matrix products alone": problem.products,
         },
         goals=(
             Goal(ours="preceptor", peer="dense", time=0.8, memory=0.25),
             Goal(ours="preceptor", peer="torch chunks, default", time=0.5),
             Goal(ours="preceptor", peer="torch chunks of 256", time=0.95),
+            Goal(ours="preceptor", peer="three matrix products alone"),
         ),
     )
 

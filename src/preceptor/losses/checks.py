@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import torch
@@ -77,6 +78,8 @@ def check_positive(**values: float | Tensor) -> None:
         ValueError: naming the argument and the offending value.
     """
     for name, value in values.items():
+        if isinstance(value, (int, float)) and 0 < value < math.inf:
+            continue
         entries = torch.as_tensor(value)
         wrong = ~((entries > 0) & torch.isfinite(entries))
         if wrong.any():
@@ -131,6 +134,9 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
         raise TypeError(f"labels: expected integers, got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels: expected shape {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, got {tuple(labels.shape)}")
-    wrong = (labels < 0) | (labels >= logits.shape[-1])
-    if wrong.any():
+    if labels.numel() == 0:
+        return
+    least, largest = labels.aminmax()
+    if least < 0 or largest >= logits.shape[-1]:
+        wrong = (labels < 0) | (labels >= logits.shape[-1])
         raise ValueError(f"labels: expected values in [0, {logits.shape[-1] - 1}], got {labels[wrong][0].item()}")

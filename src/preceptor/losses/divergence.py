@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preceptor.losses.checks import check_floating, check_logits, check_positive, check_unit_interval
-from preceptor.losses.numeric import lift_to_zero, upcast
+from preceptor.losses.numeric import any_masked, lift_to_zero, upcast
 
 Temperature = float | Tensor
 """A number > 0, or a tensor of them that broadcasts to the item axes (...)."""
@@ -51,9 +51,9 @@ def log_probs(logits: Tensor, *, temperature: Temperature = 1.0) -> Tensor:
             raise ValueError(f"temperature: expected a number or shape {tuple(items)} (one per item), got {tuple(temperature.shape)}")
         temperature = temperature.unsqueeze(-1)
     logits = upcast(logits)
+    if not any_masked(logits):
+        return F.log_softmax(logits if isinstance(temperature, (int, float)) and temperature == 1 else logits / temperature, dim=-1)
     masked = torch.isneginf(logits)
-    if not masked.any():
-        return F.log_softmax(logits / temperature, dim=-1)
     scaled = logits.masked_fill(masked, 0.0) / temperature
     masked = masked & ~masked.all(dim=-1, keepdim=True)
     floor = math.log(torch.finfo(logits.dtype).tiny)

@@ -87,5 +87,6 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, p: int = 2) -> Tenso
             f"teacher: expected shape (N, channels, height, width) with N like student {tuple(student.shape)}, got {tuple(teacher.shape)}"
         )
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    maps = [attention_map(F.adaptive_avg_pool2d(upcast(f), size), p=p) for f in (student, teacher.detach())]
+    pooled = [f if f.shape[2:] == size else F.adaptive_avg_pool2d(upcast(f), size) for f in (student, teacher.detach())]
+    maps = [attention_map(f, p=p) for f in pooled]
     return (maps[0] - maps[1]).square().mean(dim=1)

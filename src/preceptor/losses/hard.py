@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from preceptor.losses.checks import check_labels, check_same_shape
+from preceptor.losses.checks import check_floating, check_labels, check_same_shape
 from preceptor.losses.divergence import log_probs
-from preceptor.losses.numeric import lift_to_zero
+from preceptor.losses.numeric import any_masked, lift_to_zero, upcast
 
 
 def hard_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -29,9 +30,12 @@ def hard_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         TypeError: logits are not floating point, or labels not integers.
         ValueError: shapes do not fit, or a label is out of range.
     """
-    log_q = log_probs(logits)
     if "targets" in batch:
         check_same_shape(logits=logits, targets=batch["targets"])
-        return lift_to_zero(-(batch["targets"] * log_q).sum(dim=-1))
+        return lift_to_zero(-(batch["targets"] * log_probs(logits)).sum(dim=-1))
+    check_floating(logits=logits)
     check_labels(batch["y"], logits)
-    return -log_q.gather(-1, batch["y"].long().unsqueeze(-1)).squeeze(-1)
+    labels = batch["y"].long()
+    if any_masked(logits):
+        return -log_probs(logits).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return F.cross_entropy(upcast(logits).flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)

@@ -12,8 +12,17 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def lift_to_zero(x: Tensor) -> Tensor:
-    """Replace negative rounding errors of a quantity that is >= 0 by 0, and keep their gradient."""
-    return torch.where(x < 0, x - x.detach(), x)
+    """Replace negative rounding errors of a quantity that is >= 0 by 0, in place, and keep their gradient.
+
+    ``x`` is fresh from an operation whose gradient does not need it, such as a sum.
+    """
+    x.detach().clamp_(min=0)
+    return x
+
+
+def any_masked(logits: Tensor) -> bool:
+    """Whether some logit is -inf."""
+    return logits.numel() > 0 and logits.detach().amin().item() == -torch.inf
 
 
 def gram(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from preceptor.core.types import Batch, Card, Roles, Signal, Terms
 from preceptor.losses.checks import check_labels, check_logits, check_positive
 from preceptor.losses.divergence import kl, log_probs
 from preceptor.losses.hard import hard_loss
+from preceptor.losses.numeric import any_masked, upcast
 from preceptor.methods.ce import CrossEntropy
 from preceptor.methods.classic_kd import ClassicKD
 from preceptor.miniature.claim import Claim
@@ -67,14 +68,15 @@ def decoupled_kl(student: Tensor, teacher: Tensor, labels: Tensor, *, temperatur
     """
     check_logits(student=student, teacher=teacher)
     check_labels(labels, student)
-    target = torch.zeros_like(student, dtype=torch.bool).scatter_(-1, labels.long().unsqueeze(-1), True)
+    labels = labels.long().unsqueeze(-1)
     binary, others = [], []
     for logits in (teacher.detach(), student):
-        log_p = log_probs(logits, temperature=temperature)
+        scaled = log_probs(logits, temperature=temperature) if any_masked(logits) else upcast(logits) / temperature
         # A huge finite number removes the target: the sum over no class at all, when there is only one, keeps its gradient finite.
-        log_rest = log_p.masked_fill(target, torch.finfo(log_p.dtype).min / 4).logsumexp(dim=-1)
-        binary.append(torch.stack([log_p.masked_fill(~target, 0.0).sum(dim=-1), log_rest], dim=-1))
-        others.append(log_probs(logits.masked_fill(target, -torch.inf), temperature=temperature))
+        rest = scaled.scatter(-1, labels, torch.finfo(scaled.dtype).min / 4)
+        log_rest = rest.logsumexp(dim=-1, keepdim=True)
+        binary.append(torch.cat([scaled.gather(-1, labels), log_rest], dim=-1).log_softmax(dim=-1))
+        others.append(rest - log_rest)
     return kl(*binary), kl(*others)
 
 

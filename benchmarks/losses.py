@@ -1,0 +1,156 @@
+"""Losses of logits and features: preceptor against the dense formulas that users copy, and against torchdistill where it has the loss.
+
+Forward and backward of one loss on a CPU, float32, batches of 256 x 1000 and of 64 x 100 classes; features are 64 x 256 embeddings, maps
+64 x 32 x 8 x 8. A turn is so many repetitions that it takes some tenths of a second. The formulas are written here as papers and the usual
+benchmark code write them, without checks and without masked classes; ``PLD`` has no such counterpart and stands against a KL. The peer
+lives in the environment of benchmarks/linear_losses.py:
+
+    PYTHONPATH=src ../peers/bin/python benchmarks/losses.py [CASE ...] [--json] [--repeats 9]
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from contest import Contest, Goal, main
+from torch import Tensor
+
+from preceptor.losses.divergence import forward_kl, generalized_jsd, reverse_kl
+from preceptor.losses.features import attention_transfer, hint_loss
+from preceptor.losses.hard import hard_loss
+from preceptor.losses.relations import rkd_angle, rkd_distance
+from preceptor.methods.dkd import decoupled_kl
+
+SHAPES = {"256 x 1000": (256, 1000, 10), "64 x 100": (64, 100, 200)}  # rows, classes, repetitions in a turn
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(student, teacher, labels) -> one value."""
+
+
+def kd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(s / 4, dim=1), F.softmax(t / 4, dim=1), reduction="batchmean")
+
+
+def dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    target = F.one_hot(y, s.shape[1]).bool()
+    p, q = F.softmax(t / 4, dim=1), F.softmax(s / 4, dim=1)
+    pair_q, pair_p = (torch.stack([(x * target).sum(1), (x * ~target).sum(1)], dim=1) for x in (q, p))
+    tckd = F.kl_div(pair_q.log(), pair_p, reduction="batchmean")
+    rest_p, rest_q = F.softmax(t / 4 - 1000.0 * target, dim=1), F.log_softmax(s / 4 - 1000.0 * target, dim=1)
+    return tckd + 8 * F.kl_div(rest_q, rest_p, reduction="batchmean")
+
+
+def our_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    target, others = decoupled_kl(s, t, y)
+    return (target + 8 * others).mean()
+
+
+def dense_reverse(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    log_q = F.log_softmax(s, dim=1)
+    return (log_q.exp() * (log_q - F.log_softmax(t, dim=1))).sum(dim=1).mean()
+
+
+def dense_jsd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    p, q = F.softmax(t, dim=1), F.softmax(s, dim=1)
+    m = (p + q) / 2
+    return ((p * (p / m).log()).sum(1) + (q * (q / m).log()).sum(1)).mean() / 2
+
+
+def dense_attention(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    maps = [F.normalize(x.pow(2).mean(1).flatten(1)) for x in (s, t)]
+    return (maps[0] - maps[1]).pow(2).mean()
+
+
+def pairwise(x: Tensor) -> Tensor:
+    squares = x.pow(2).sum(1)
+    distances = (squares[:, None] + squares[None, :] - 2 * x @ x.T).clamp(min=1e-12).sqrt()
+    distances = distances * (1 - torch.eye(len(x)))
+    return distances / distances[distances > 0].mean()
+
+
+def angles(x: Tensor) -> Tensor:
+    sides = F.normalize(x[None, :] - x[:, None], p=2, dim=2)
+    return torch.bmm(sides, sides.transpose(1, 2)).view(-1)
+
+
+def dense_rkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        wanted_distances, wanted_angles = pairwise(t), angles(t)
+    return 25 * F.smooth_l1_loss(pairwise(s), wanted_distances) + 50 * F.smooth_l1_loss(angles(s), wanted_angles)
+
+
+def our_rkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return (25 * rkd_distance(s, t) + 50 * rkd_angle(s, t)).mean()
+
+
+def mean_of(loss: Callable[..., Tensor], **options: Any) -> Loss:
+    """The mean of a loss of ours that needs no labels."""
+    return lambda s, t, y: loss(s, t, **options).mean()
+
+
+def torchdistill(name: str, **options: Any) -> Loss:
+    """A loss of torchdistill on the student's and teacher's tensors."""
+
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        made = vars(importlib.import_module("torchdistill.losses.mid_level"))[name]
+        where = {"student_module_path": "m", "student_module_io": "output", "teacher_module_path": "m", "teacher_module_io": "output"}
+        criterion = _MADE.setdefault((name, str(options)), made(**where, **options))
+        return criterion({"m": {"output": s}}, {"m": {"output": t}}, y)
+
+    return loss
+
+
+_MADE: dict[Any, Any] = {}
+
+
+def contest(ours: Loss, peers: Mapping[str, Loss], shape: tuple[int, ...], repetitions: int, goal: float = 1.1) -> Contest:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(shape).mul(3).requires_grad_(), torch.randn(shape).mul(3)
+    labels = torch.randint(shape[1], (shape[0],))
+
+    def turn(loss: Loss) -> Mapping[str, Tensor]:
+        for _ in range(repetitions):
+            student.grad = None
+            value = loss(student, teacher, labels)
+            value.backward()
+        assert student.grad is not None
+        return {"value": value.detach(), "logits": student.grad}  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    losses = {"preceptor": ours, **peers}
+    return Contest(
+        contenders={name: partial(turn, loss) for name, loss in losses.items()},
+        goals=tuple(Goal(ours="preceptor", peer=peer, time=goal) for peer in peers),
+    )
+
+
+LOGITS: dict[str, tuple[Loss, Mapping[str, Loss], float]] = {
+    "CE": (
+        lambda s, t, y: hard_loss(s, {"y": y}).mean(),
+        {"F.cross_entropy": lambda s, t, y: F.cross_entropy(s, y)},
+        1.1,
+    ),
+    "KD": (mean_of(forward_kl, temperature=4.0), {"formula": kd}, 1.1),
+    "reverse KL": (mean_of(reverse_kl), {"formula": dense_reverse}, 1.1),
+    "JSD": (mean_of(generalized_jsd), {"formula": dense_jsd}, 1.1),
+    "DKD": (our_dkd, {"formula": dkd}, 1.1),
+}
+FEATURES: dict[str, tuple[Loss, Mapping[str, Loss], tuple[int, ...], int]] = {
+    "FitNets": (mean_of(hint_loss), {"F.mse_loss": lambda s, t, y: F.mse_loss(s, t)}, (64, 32, 8, 8), 200),
+    "attention transfer": (mean_of(attention_transfer), {"formula": dense_attention}, (64, 32, 8, 8), 200),
+    "RKD": (our_rkd, {"formula": dense_rkd}, (64, 256), 20),
+}
+CONTESTS: dict[str, Callable[[], Contest]] = {
+    **{
+        f"{name}, {size}": partial(contest, ours, peers, shape, times, goal)
+        for name, (ours, peers, goal) in LOGITS.items()
+        for size, (*shape, times) in SHAPES.items()
+    },
+    **{name: partial(contest, *given) for name, given in FEATURES.items()},
+}
+
+if __name__ == "__main__":
+    main(__file__, CONTESTS, repeats=9, description=__doc__)
