@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from preceptor.data.perturb import fgsm, pgd
+from preceptor.data.perturb import ascend, fgsm, pgd
 
 
 def model():
@@ -97,3 +97,30 @@ def test_inputs_outside_the_box_are_refused():
     x, y = batch()
     with pytest.raises(ValueError, match=r"^x: expected inputs in \[0, 1\], got .* to 2$"):
         pgd(model(), torch.where(x == x.max(), 2.0, x), y)
+
+
+def test_ascent_of_a_linear_objective_reaches_the_far_point_of_the_ball():
+    weight = torch.tensor([[3.0, -4.0, 0.0]], dtype=torch.double)
+    x = torch.zeros(2, 3, dtype=torch.double)
+    far = {"max": torch.tensor([0.5, -0.5, 0.0]), "euclid": torch.tensor([0.3, -0.4, 0.0])}
+    for norm, point in far.items():
+        moved = ascend(lambda z: (z * weight).sum(), x, epsilon=0.5, step_size=0.2, steps=5, norm=norm, box=None)
+        torch.testing.assert_close(moved, point.double().expand(2, 3))
+    boxed = ascend(lambda z: (z * weight).sum(), x, epsilon=0.5, step_size=0.2, steps=5, box=(-0.1, 0.2))
+    torch.testing.assert_close(boxed, torch.tensor([[0.2, -0.1, 0.0]], dtype=torch.double).expand(2, 3))
+
+
+@pytest.mark.parametrize("norm", ["max", "euclid"])
+def test_a_random_start_stays_in_the_ball_and_depends_on_the_generator_alone(norm):
+    x, _ = batch()
+    options = {"epsilon": 0.1, "step_size": 1e-9, "steps": 1, "norm": norm}
+    first, again, other = (ascend(lambda z: z.sum(), x, generator=torch.Generator().manual_seed(seed), **options) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    change = (first - x).flatten(1)
+    assert 0.01 < (change.abs().amax(1) if norm == "max" else change.norm(dim=1)).max() <= 0.1 + 1e-6
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="^norm: expected one of max, euclid, got 'l7'$"):
+        ascend(lambda z: z.sum(), batch()[0], epsilon=0.1, step_size=0.1, steps=1, norm="l7")

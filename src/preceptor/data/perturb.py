@@ -1,13 +1,90 @@
-"""Adversarial views of a batch: FGSM and PGD in the maximum norm."""
+"""Adversarial views of a batch: ascent of any objective within a ball, and the attacks FGSM and PGD in the maximum norm."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preceptor.core.method import evaluating
+from preceptor.losses.checks import check_choice
 from preceptor.models.taps import forward
+
+Norm = Literal["max", "euclid"]
+"""How far an attack may go: ``max`` bounds every entry of an example, ``euclid`` the length of its change."""
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    norm: Norm = "max",
+    box: tuple[float, float] | None = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Raise an objective by projected gradient steps within the ball |x' - x| <= epsilon and a box.
+
+    One step of size ``step_size`` goes along the sign of the gradient (``max``), or along the gradient brought to length 1 (``euclid``),
+    example by example. Works under ``torch.no_grad``, as in ``prepare``.
+
+    Args:
+        objective: of inputs (N, ...), a number that is to grow: the sum over examples of what concerns each alone.
+        x: inputs, (N, ...), floating point.
+        epsilon: radius, >= 0, in units of x.
+        step_size: > 0, in units of x.
+        steps: number of steps, >= 1.
+        norm: see `Norm`.
+        box: least and largest value of inputs; None for none.
+        generator: draws the start uniformly in the cube of side 2 epsilon, then brought into ball and box; None starts at x.
+        start: where the first gradient is taken, (N, ...), instead of a draw.
+    Returns:
+        (N, ...) without gradient.
+    Raises:
+        ValueError: a number outside its range, x outside the box, or both a start and a generator.
+    """
+    if start is not None and generator is not None:
+        raise ValueError("start: expected none beside a generator, got both")
+    if epsilon < 0:
+        raise ValueError(f"epsilon: expected at least 0, got {epsilon}")
+    if step_size <= 0:
+        raise ValueError(f"step_size: expected a number above 0, got {step_size}")
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    check_choice(Norm, norm=norm)
+    x = x.detach()
+    low, high = (-torch.inf, torch.inf) if box is None else box
+    if x.numel() and not (float(x.min()) >= low and float(x.max()) <= high):
+        raise ValueError(f"x: expected inputs in [{low:g}, {high:g}], got {float(x.min()):.4g} to {float(x.max()):.4g}")
+
+    def lengths(change: Tensor) -> Tensor:
+        return change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (x.ndim - 1))
+
+    def inside(moved: Tensor) -> Tensor:
+        if norm == "euclid":
+            change = moved - x
+            moved = x + change * (epsilon / lengths(change)).clamp_max(1)
+        else:
+            moved = torch.minimum(torch.maximum(moved, x - epsilon), x + epsilon)
+        return moved.clamp(low, high)
+
+    moved = x if start is None else start
+    if generator is not None:
+        moved = inside(
+            x + epsilon * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device) - 1)
+        )
+    with torch.enable_grad():
+        for _ in range(steps):
+            moved = moved.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(moved), moved)
+            moved = inside(moved + step_size * (gradient.sign() if norm == "max" else gradient / lengths(gradient)))
+    return moved.detach()
 
 
 def pgd(
@@ -40,24 +117,15 @@ def pgd(
     Raises:
         ValueError: a number outside its range, or x outside [0, 1].
     """
-    if epsilon < 0:
-        raise ValueError(f"epsilon: expected at least 0, got {epsilon}")
-    if step_size <= 0:
-        raise ValueError(f"step_size: expected a number above 0, got {step_size}")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
-    x = x.detach()
-    if x.numel() and not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise ValueError(f"x: expected inputs in [0, 1], got {float(x.min()):.4g} to {float(x.max()):.4g}")
-    low, high = (x - epsilon).clamp_min(0), (x + epsilon).clamp_max(1)
-    moved = x if generator is None else low + (high - low) * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    with evaluating(model), torch.enable_grad():
-        for _ in range(steps):
-            moved = moved.detach().requires_grad_()
-            loss = F.cross_entropy(forward(model, moved).logits, y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, moved)
-            moved = torch.minimum(torch.maximum(moved + step_size * gradient.sign(), low), high)
-    return moved.detach()
+    with evaluating(model):
+        return ascend(
+            lambda moved: F.cross_entropy(forward(model, moved).logits, y, reduction="sum"),
+            x,
+            epsilon=epsilon,
+            step_size=step_size,
+            steps=steps,
+            generator=generator,
+        )
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float = 8 / 255) -> Tensor:
