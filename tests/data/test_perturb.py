@@ -55,6 +55,27 @@ def test_fgsm_of_a_linear_model_is_known():
     torch.testing.assert_close(fgsm(net, x, y, epsilon=0.05), (x + 0.05 * direction).clamp(0, 1))
 
 
+def test_a_ball_of_no_size_gives_the_inputs_back():
+    net, (x, y) = model(), batch()
+    assert torch.equal(pgd(net, x, y, epsilon=0.0), x)
+
+
+def test_the_first_gradient_is_taken_at_the_start():
+    x = torch.tensor([[0.4, 0.6]])
+    options = {"epsilon": 0.3, "step_size": 0.1, "steps": 1}
+    away = [ascend(lambda moved: (moved - 0.5).square().sum(), x, start=start, **options) for start in (None, x.flip(1))]
+    torch.testing.assert_close(away, [torch.tensor([[0.3, 0.7]]), torch.tensor([[0.7, 0.3]])])
+
+
+def test_pgd_equals_torchattacks():
+    torchattacks = pytest.importorskip("torchattacks")
+    net, (x, y) = model().eval(), batch()
+    theirs = torchattacks.PGD(net, eps=0.1, alpha=0.02, steps=7, random_start=False)(x, y)
+    torch.testing.assert_close(pgd(net, x, y, epsilon=0.1, step_size=0.02, steps=7), theirs)
+    theirs = torchattacks.FGSM(net, eps=0.1)(x, y)
+    torch.testing.assert_close(fgsm(net, x, y, epsilon=0.1), theirs)
+
+
 def test_the_model_is_left_as_it_was():
     net, (x, y) = model(), batch()
     net[0].eval()
@@ -93,6 +114,12 @@ def test_bad_settings(options, message):
         pgd(model(), x, y, **options)
 
 
+def test_a_start_beside_a_generator_is_refused():
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"^start: expected none beside a generator, got both$"):
+        pgd(model(), x, y, start=x, generator=torch.Generator())
+
+
 def test_inputs_outside_the_box_are_refused():
     x, y = batch()
     with pytest.raises(ValueError, match=r"^x: expected inputs in \[0, 1\], got .* to 2$"):
@@ -122,5 +149,5 @@ def test_a_random_start_stays_in_the_ball_and_depends_on_the_generator_alone(nor
 
 
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(ValueError, match="^norm: expected one of max, euclid, got 'l7'$"):
+    with pytest.raises(ValueError, match=r"^norm: expected one of max, euclid, got 'l7'$"):
         ascend(lambda z: z.sum(), batch()[0], epsilon=0.1, step_size=0.1, steps=1, norm="l7")

@@ -95,9 +95,11 @@ def pgd(
     epsilon: float = 8 / 255,
     step_size: float = 2 / 255,
     steps: int = 10,
+    box: tuple[float, float] | None = (0.0, 1.0),
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """Raise the cross-entropy by projected sign-gradient steps within the ball |x' - x| <= epsilon and the box [0, 1].
+    """Raise the cross-entropy by projected sign-gradient steps within the ball |x' - x| <= epsilon and a box.
 
     Madry, Makelov, Schmidt, Tsipras, Vladu 2017 (arXiv:1706.06083), Sec. 2.1:
         x_{t+1} = Proj(x_t + step_size sign(grad_x L(x_t, y))).
@@ -106,16 +108,18 @@ def pgd(
 
     Args:
         model: returns logits (N, C).
-        x: inputs in [0, 1], (N, ...), floating point.
-        y: labels in [0, C), (N,).
+        x: inputs in the box, (N, ...), floating point.
+        y: labels in [0, C), (N,), or class probabilities (N, C).
         epsilon: radius, >= 0, in units of x.
         step_size: > 0, in units of x.
         steps: number of steps, >= 1.
-        generator: draws the start uniformly in the ball, on the device of x; None starts at x.
+        box: least and largest value of inputs; None for none.
+        generator: draws the start uniformly in the ball; None starts at x.
+        start: where the first gradient is taken, (N, ...), instead of a draw.
     Returns:
         (N, ...) without gradient.
     Raises:
-        ValueError: a number outside its range, or x outside [0, 1].
+        ValueError: a number outside its range, x outside the box, or both a start and a generator.
     """
     with evaluating(model):
         return ascend(
@@ -124,7 +128,9 @@ def pgd(
             epsilon=epsilon,
             step_size=step_size,
             steps=steps,
+            box=box,
             generator=generator,
+            start=start,
         )
 
 
