@@ -33,10 +33,18 @@ TRAINED = pytest.mark.parametrize("slug", METHODS)
 def make(slug):
     """The last stage of a method, with layers where it needs features, and its networks."""
     torch.manual_seed(0)
-    teacher, student = [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT).double()]
+    parts = {"subclasses": 2} if "subclasses" in read(slug).card.needs else {}
+    teacher, student = [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT | parts).double()]
     names = {field.name for field in read(slug).fields}
     layers = {"student_layers": ("block1",), "teacher_layers": ("block2",)} if "student_layers" in names else {}
-    chosen = {"norm": "none", "max_new_tokens": 4, "reward": first_token_is_even, "verifier": first_token_is_even, "floor": 0.05}
+    chosen = {
+        "norm": "none",
+        "max_new_tokens": 4,
+        "reward": first_token_is_even,
+        "verifier": first_token_is_even,
+        "floor": 0.05,
+        "box": None,
+    }
     options = layers | {name: value for name, value in chosen.items() if name in names}
     method = load(slug)(**options)
     stage = method.stages(teacher, student)[-1]
@@ -105,7 +113,7 @@ def run(slug, *, steps=4, micro=1, batch_size=8, precision="no", **rest):
         micro=micro,
         streams={"valid": source},
         accelerator=make_accelerator("bf16" if precision == "bf16" else "no"),
-        progress=lambda record: losses.append(record.losses["total"]),
+        progress=lambda record: losses.extend(value for name, value in record.losses.items() if name.endswith("total")),
         **rest,
     )
     return method, roles, before, losses

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,12 +26,14 @@ from preceptor.models.taps import forward
 Update = Callable[[Compute, Optimizer, Batch, Roles, State], None]
 """The hook `update` of a phase."""
 
-Items = Callable[[Tensor, Signal, Batch, State], tuple[Terms, Terms]]
-"""Hard and soft terms, one value per item and not weighted, of a student's logits."""
-
 
 class LogitMethod(Method):
-    """A method whose loss needs the student's logits alone; it overrides the pieces that it changes, not `loss`."""
+    """A method whose loss needs the student's logits alone; it overrides the pieces that it changes, not `loss` or `phases`.
+
+    One that overrides `judge` leaves `prepare` as it is.
+    """
+
+    balances: ClassVar[bool] = False  # `weigh` shifts weight between hard and soft terms: it needs both, and the teacher's logits
 
     def transform(self, student: Tensor, teacher: Tensor, batch: Batch, state: State) -> tuple[Tensor, Tensor]:
         """Return the logits (N, ..., C) that the soft terms are to see; gradients flow through the student's."""
@@ -49,9 +51,20 @@ class LogitMethod(Method):
         """Return constant factors of the hard and of the soft terms, each shaped like a term; None: all are 1. Logits are detached."""
         return None
 
-    def weighing_phases(self, items: Items) -> tuple[Phase, ...]:
-        """Return further phases, which train what `weigh` uses, for a student whose loss has these terms."""
+    def judge(self, whole: LogitMethod, batch: Batch, roles: Roles, state: State) -> Batch:
+        """Find what `weigh` and its phases need, before each update and without gradient; return the batch, or a copy with more in it.
+
+        ``whole`` is the method whose examples are weighed, whose `signal` and `items` make up the student's loss.
+        """
+        return batch
+
+    def weighing_phases(self) -> tuple[Phase, ...]:
+        """Return further phases, which train what `weigh` uses; they come before the student's."""
         return ()
+
+    def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
+        """Judge the batch."""
+        return self.judge(self, batch, roles, state)
 
     def items(self, logits: Tensor, signal: Signal, batch: Batch, state: State) -> tuple[Terms, Terms]:
         """Return hard and soft terms without the weights of examples."""
@@ -71,8 +84,8 @@ class LogitMethod(Method):
         return {name: weights[0] * term for name, term in hard.items()} | {name: weights[1] * term for name, term in soft.items()}
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase that trains the student, then those that train what weighs the examples."""
-        return (*super().phases(), *self.weighing_phases(self.items))
+        """Those that train what weighs the examples, then one that trains the student."""
+        return (*self.weighing_phases(), *super().phases())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,22 +123,25 @@ class Composed(LogitMethod):
         """The weighing method's factors, else the base's."""
         return (self.weigher or self._logits()).weigh(logits, signal, batch, roles, state)
 
-    def weighing_phases(self, items: Items) -> tuple[Phase, ...]:
+    def weighing_phases(self) -> tuple[Phase, ...]:
         """The weighing method's phases, else the base's."""
-        return (self.weigher or self._logits()).weighing_phases(items)
+        return (self.weigher or self._logits()).weighing_phases()
 
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
-        """Every part's, in turn."""
+        """Every part's, in turn; the one that judges does so by the loss of the whole."""
         for part in self._parts():
-            batch = part.prepare(batch, roles, state)
+            if isinstance(part, LogitMethod) and type(part).judge is not LogitMethod.judge:
+                batch = part.judge(self, batch, roles, state)
+            else:
+                batch = part.prepare(batch, roles, state)
         return batch
 
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
-        """What any part asks of the teacher; where two ask the same, the base's answer counts."""
-        if self.weigher is None:
-            return self.base.signal(batch, roles, state)
+        """What base and weighing method ask of the teacher; where both ask the same, the base's answer counts."""
         said = self.base.signal(batch, roles, state)
-        return said if "logits" in said else {**self.weigher.signal(batch, roles, state), **said}
+        if self.weigher is None or not self.weigher.balances or "logits" in said:
+            return said
+        return {**self.weigher.signal(batch, roles, state), **said}
 
     def after_step(self, batch: Batch, records: Any, roles: Roles, state: State) -> None:
         """Every part's, in turn."""
@@ -140,8 +156,13 @@ class Composed(LogitMethod):
         return made
 
     def phases(self) -> tuple[Phase, ...]:
-        """The base's where it is only limited, else one for the student and those that train what weighs; the student's are limited."""
-        phases = self.base.phases() if self.transformer is None and self.weigher is None else super().phases()
+        """The base's where it is only limited, else those that train what weighs and one for the student; the student's are limited."""
+        if self.transformer is None and self.weigher is None:
+            phases = self.base.phases()
+        else:
+            *weighing, student = super().phases()
+            own = type(self.base).update is not Method.update
+            phases = (*weighing, replace(student, update=self.base.update) if own else student)
         if self.limiter is None:
             return phases
         return tuple(replace(phase, update=self.limiter.limit(phase.update)) if "student" in phase.trains else phase for phase in phases)
@@ -183,8 +204,10 @@ def compose(base: Method, *, transform: Method | None = None, weight: Method | N
             raise ValueError(f"method.{name}: expected a base whose loss needs logits alone, got {type(base).__name__}")
         if getattr(type(base), piece) is not getattr(LogitMethod, piece):
             raise ValueError(f"method.{name}: expected a base without one of its own, got {type(base).__name__}")
-    if transform is not None and type(base).soft is LogitMethod.soft:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"method.transform: expected a base that learns from the teacher's logits, got {type(base).__name__}")
+        if (type(base).loss, type(base).phases) != (LogitMethod.loss, LogitMethod.phases):
+            raise ValueError(f"method.{name}: expected a base whose loss is made of pieces, got {type(base).__name__}")
+        if type(base).soft is LogitMethod.soft and (name == "transform" or getattr(part, "balances", False)):
+            raise ValueError(f"method.{name}: expected a base that learns from the teacher's logits, got {type(base).__name__}")
     if cap is not None and not hasattr(cap, "limit"):
         raise ValueError(f"method.cap: expected a method that offers one, got {type(cap).__name__}, which does not")
     if cap is not None and (base.gradient_free or hasattr(base, "limit")):
