@@ -17,9 +17,10 @@ class BrokenOffError(Exception):
     """Ends a trial in the middle."""
 
 
-def images():
+def images(**parts):
     whole = examples_from((torch.randn(60, 1, 6, 6), torch.randint(4, (60,))), 4)
-    return whole, *(build({"reference": "cnn", "channels": channels, "classes": 4}) for channels in ([4, 6], [3, 5]))
+    networks = {"channels": [4, 6]}, {"channels": [3, 5], **parts}
+    return whole, *(build({"reference": "cnn", "classes": 4, **sizes}) for sizes in networks)
 
 
 def texts():
@@ -37,7 +38,8 @@ def first_token_is_even(batch, completions):
 
 def run(slug, out, *, stop_at=None, resume=False, global_seed=0):
     torch.manual_seed(0)
-    whole, teacher, student = images() if "classification" in read(slug).card.tasks else texts()
+    parts = {"subclasses": 2} if "subclasses" in read(slug).card.needs else {}
+    whole, teacher, student = images(**parts) if "classification" in read(slug).card.tasks else texts()
     chosen = {"student_layers": ("block1",), "teacher_layers": ("block2",), "max_new_tokens": 4}
     chosen |= {"reward": first_token_is_even, "verifier": first_token_is_even, "floor": 0.05}
     names = {field.name for field in read(slug).fields}

@@ -145,6 +145,7 @@ def recipe_snippet(entry: Entry) -> str:
         return _text_snippet(entry)
     layers = [f"  {f.name}: [block2]" for f in entry.fields if f.name in ("student_layers", "teacher_layers")]
     large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
+    small += ", subclasses: 4" if "subclasses" in entry.card.needs else ""
     teacher = ["teacher:", f"  model: {{reference: {large}}}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
     return "\n".join(
         [

@@ -238,6 +238,8 @@ class Recipe(_Strict):
         needs = card.needs
         if "teacher" in needs and self.teacher is None:
             raise ValueError(f"teacher: expected one, {slug} needs a teacher")
+        if "subclasses" in needs and isinstance(self.student, dict) and "reference" in self.student and "subclasses" not in self.student:
+            raise ValueError(f"student.subclasses: expected a number of them, {slug} needs a head of subclasses, got none")
         if "features" in needs:
             for field in ("student_layers", "teacher_layers"):
                 if not method.get(field):

@@ -2,7 +2,8 @@
 
 Every model keeps what it was built from in ``config``, a plain mapping that `build` turns into the same architecture again and that
 `shrink` scales. Layers have names made for tapping: ``hidden1``... (MLP), ``block1``... (CNN), ``stem``, ``stage1``... (ResNet), and
-``fc``, whose input ``"fc:input"`` is the embedding. Parameters are drawn from torch's global generator: same seed, same model.
+``fc``, whose input ``"fc:input"`` is the embedding; with ``subclasses`` it is a `preceptor.models.subclasses.SubclassHead`, else linear.
+Parameters are drawn from torch's global generator: same seed, same model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from preceptor.models.subclasses import SubclassHead
+
 Norm = Literal["none", "batch"]
 """``batch``: batch normalisation after each convolution, which then has no bias; ``none``: examples never influence each other."""
 
@@ -27,16 +30,17 @@ class MLP(nn.Module):
         inputs: numbers in one example (784 for 28 x 28 pixels).
         hidden: units of each hidden layer; empty for a linear model.
         classes: number of classes.
+        subclasses: outputs per class; None for a linear head.
     """
 
-    def __init__(self, *, inputs: int = 784, hidden: Sequence[int] = (400, 400), classes: int = 10) -> None:
+    def __init__(self, *, inputs: int = 784, hidden: Sequence[int] = (400, 400), classes: int = 10, subclasses: int | None = None) -> None:
         super().__init__()
         hidden = _positive("hidden", hidden)
         _positive("inputs, classes", (inputs, classes))
-        self.config: dict[str, Any] = {"reference": "mlp", "inputs": inputs, "hidden": hidden, "classes": classes}
+        self.config: dict[str, Any] = {"reference": "mlp", "inputs": inputs, "hidden": hidden, "classes": classes, **_given(subclasses)}
         for i, (before, after) in enumerate(zip([inputs, *hidden], hidden, strict=False), start=1):
             self.add_module(f"hidden{i}", nn.Sequential(OrderedDict(linear=nn.Linear(before, after), relu=nn.ReLU())))
-        self.fc = nn.Linear(hidden[-1] if hidden else inputs, classes)
+        self.fc = _class_head(hidden[-1] if hidden else inputs, classes, subclasses)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of inputs (N, ...)."""
@@ -56,6 +60,7 @@ class CNN(nn.Module):
         classes: number of classes.
         norm: see `Norm`.
         grid: the last maps are averaged to ``grid`` x ``grid`` cells, so any image of at least ``2**(blocks - 1)`` pixels a side fits.
+        subclasses: outputs per class; None for a linear head.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class CNN(nn.Module):
         classes: int = 10,
         norm: Norm = "none",
         grid: int = 1,
+        subclasses: int | None = None,
     ) -> None:
         super().__init__()
         channels = _scaled("width", _positive("channels", channels), width)
@@ -80,6 +86,7 @@ class CNN(nn.Module):
             "classes": classes,
             "norm": norm,
             "grid": grid,
+            **_given(subclasses),
         }
         for i, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False), start=1):
             layers = _conv(before, after, norm)
@@ -88,7 +95,7 @@ class CNN(nn.Module):
                 layers["pool"] = nn.MaxPool2d(2)
             self.add_module(f"block{i}", nn.Sequential(layers))
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten())
-        self.fc = nn.Linear(channels[-1] * grid**2, classes)
+        self.fc = _class_head(channels[-1] * grid**2, classes, subclasses)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of images (N, in_channels, height, width)."""
@@ -110,6 +117,7 @@ class ResNet(nn.Module):
         in_channels: 1 for grey images, 3 for colour.
         classes: number of classes.
         norm: see `Norm`. With ``none`` each branch starts smaller by 1 / sqrt(blocks), so that the sum of the branches keeps its scale.
+        subclasses: outputs per class; None for a linear head.
     """
 
     def __init__(
@@ -121,6 +129,7 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         classes: int = 10,
         norm: Norm = "batch",
+        subclasses: int | None = None,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -136,6 +145,7 @@ class ResNet(nn.Module):
             "in_channels": in_channels,
             "classes": classes,
             "norm": norm,
+            **_given(subclasses),
         }
         blocks = (depth - 2) // 6
         scale = 1.0 if norm == "batch" else (3 * blocks) ** -0.5
@@ -150,7 +160,7 @@ class ResNet(nn.Module):
                 before = after
             self.add_module(f"stage{i}", nn.Sequential(*stage))
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(before, classes)
+        self.fc = _class_head(before, classes, subclasses)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of images (N, in_channels, height, width)."""
@@ -230,6 +240,15 @@ def demo_teacher() -> CNN:
 def demo_student() -> CNN:
     """The student of the MNIST demonstration: 3,818 parameters, norm-free."""
     return CNN(channels=(8, 16), grid=4)
+
+
+def _class_head(features: int, classes: int, subclasses: int | None) -> nn.Module:
+    return nn.Linear(features, classes) if subclasses is None else SubclassHead(features, classes, subclasses)
+
+
+def _given(subclasses: int | None) -> dict[str, int]:
+    """Its entry in a configuration, which has none for a linear head."""
+    return {} if subclasses is None else {"subclasses": subclasses}
 
 
 def _positive(name: str, values: Sequence[int]) -> list[int]:
