@@ -644,6 +644,63 @@ def _(house):
     assert points(house.compare({"study.sweep": {"sizes": [20], "methods": ["ce"]}})) == {(20, "ce"), (60, "ce")}
 
 
+@field("StudyRecipe.tune")
+def _(house):
+    assert house.compare({}).result["tuning"] == []
+    assert [choice["name"] for choice in tuned(house).result["tuning"]] == ["ce", "classic-kd"]
+
+
+def tuned(house, **changes):
+    return house.compare({"study.tune": {"trials": 2, "training": {"learning_rate": [0.0, 0.02]}, **changes}, "study.seeds": 1})
+
+
+@field("Tuning.trials")
+def _(house):
+    assert {choice["trials"] for choice in tuned(house, trials=1).result["tuning"]} == {1}
+
+
+@field("Tuning.seed")
+def _(house):
+    assert (tuned(house, seed=1001).folder / "tuning" / "0" / "ce-1001").is_dir()
+
+
+@field("Tuning.training")
+def _(house):
+    chosen = tuned(house, training={"batch_size": [8, 20]}).result["tuning"][0]["chosen"]
+    assert chosen.keys() == {"batch_size"}
+
+
+@field("StudyRecipe.equal_compute")
+def _(house):
+    assert [row["name"] for row in house.compare({"study.equal_compute": True}).result["compute"]["rows"]] == ["ce", "classic-kd"]
+
+
+@field("StudyRecipe.attack")
+def _(house):
+    assert "robust_accuracy" not in house.compare({}).result["rows"][1]["summary"]
+    assert robust(house, epsilon=1.0) < robust(house, epsilon=0.01)
+
+
+def robust(house, **attack):
+    run = house.compare({"study.attack": attack, "study.seeds": 1, "training.steps": 60})
+    return run.result["rows"][1]["seeds"][0]["metrics"]["robust_accuracy"]
+
+
+@field("Attack.epsilon")
+def _(house):
+    assert robust(house, epsilon=1.0) < robust(house, epsilon=0.01)
+
+
+@field("Attack.steps")
+def _(house):
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preceptor.task.pgd", lambda model, x, y, *, steps, step_size, **rest: taken.append(steps * step_size) or x)
+        robust(house, epsilon=0.5, steps=3)
+    assert taken
+    assert taken == pytest.approx([2.5 * 0.5] * len(taken))
+
+
 # ---- cache
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"teachers"},
     {"miniature"},
     {"methods"},
-    {"studies.statistics", "report"},
+    {"studies.statistics", "studies.tuning", "report"},
     {"training", "task", "trial", "preflight", "result", "distillation"},
     {"studies.study", "studies.workers", "export", "export_check"},
     {"recipe", "progress"},

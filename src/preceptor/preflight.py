@@ -174,6 +174,7 @@ def _measure(task: Task, method: Method, student: nn.Module, training: Training)
                 made.optimizers,
                 steps=few,
                 micro=training.micro,
+                streams=made.streams,
                 clip=training.clip,
                 accelerator=accelerator,
                 skip_nonfinite=few,

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from preceptor.catalog import nearest, read
 from preceptor.distillation import make_method
+from preceptor.studies.tuning import Tuning
 from preceptor.teachers.targets import Kind, Precision
-from preceptor.training import BESIDE_TEACHER, HIGHER_IS_BETTER, Training
+from preceptor.training import BESIDE_TEACHER, HIGHER_IS_BETTER, Attack, Training
 
 
 class _Strict(BaseModel):
@@ -138,6 +139,12 @@ class StudyRecipe(_Strict):
     workers: Annotated[int, Field(ge=1)] = 1
     """Trials to train side by side, each in a process with one thread; on CPUs only."""
     sweep: SweepRecipe | None = None
+    tune: Tuning | None = None
+    """Choose hyper-parameters first, with as many trials for every arm; an arm's ``search`` holds lists of values to choose from."""
+    equal_compute: bool = False
+    """Train every arm once more, each for as many updates as fit the time that the dearest takes with its teacher."""
+    attack: Attack | None = None
+    """Measure ``robust_accuracy`` too."""
 
     @field_validator("metrics")
     @classmethod
@@ -227,7 +234,7 @@ class Recipe(_Strict):
         if "name" not in method:
             raise ValueError("method: expected name: SLUG, got none")
         slug = method["name"]
-        make_method(slug, {key: value for key, value in method.items() if key not in ("name", "label")})
+        make_method(slug, {key: value for key, value in method.items() if key not in ("name", "label", "search")})
         card = read(slug).card
         task = "language" if self.text is not None else "classification"
         if task not in card.tasks:

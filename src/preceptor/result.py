@@ -70,7 +70,7 @@ def build_result(
     example = task.train.batch(torch.zeros(1, dtype=torch.int64))["x"]
     rows, reliability = [], []
     if task.teacher is not None:
-        metrics, says = task.measure(task.teacher, task.measured)
+        metrics, says = task.judge(task.teacher)
         metrics = {key: value for key, value in metrics.items() if key not in ("agreement", "kl_to_teacher", "rank_correlation")}
         seed = {"seed": None, "metrics": metrics, "train_seconds": teacher_seconds, "steps": None, "peak_memory_mb": None}
         rows.append(

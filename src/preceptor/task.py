@@ -13,6 +13,7 @@ from preceptor.composition import Composed
 from preceptor.core.method import Method, Stage
 from preceptor.core.types import Batch, Roles
 from preceptor.data.examples import Examples
+from preceptor.data.perturb import pgd
 from preceptor.data.sources import Augment
 from preceptor.data.text import Texts
 from preceptor.metrics.calibration import Reliability
@@ -22,6 +23,7 @@ from preceptor.metrics.language import Said, hear, score_tokens
 from preceptor.models.adapters import count_classes
 from preceptor.models.language import context_length
 from preceptor.teachers.cache import Cache, from_cache
+from preceptor.training import Attack
 
 Says = Predictions | Reliability
 """What is kept of what a student said: its predictions, or of a language model how sure and how right it was."""
@@ -37,6 +39,7 @@ class Task:
         cache: answers in a teacher's stead while a student trains.
         augment: applied to training batches.
         roles: further networks that a method asks for.
+        attack: on students at the end, for the metric ``robust_accuracy``.
         teacher_says: what the teacher said about a part, by its name; filled when first asked.
     """
 
@@ -47,6 +50,7 @@ class Task:
     cache: Cache | None = None
     augment: Augment | None = None
     roles: Mapping[str, nn.Module] = field(default_factory=dict)
+    attack: Attack | None = None
     teacher_says: dict[str, Predictions | Said] = field(default_factory=dict)
 
     @property
@@ -98,10 +102,29 @@ class Task:
         says = predict(model, scan(part))
         return score(says.logits, says.labels, self.teacher_logits(part)), says
 
+    def judge(self, model: nn.Module) -> tuple[dict[str, float], Says]:
+        """Every metric of a finished model on the part that final numbers come from, under attack too where there is one."""
+        metrics, says = self.measure(model, self.measured)
+        if self.attack is not None:
+            metrics["robust_accuracy"] = _robust_accuracy(model, self.measured, self.attack)
+        return metrics, says
+
 
 def scan(part: Examples) -> Iterator[Batch]:
     """One pass over a part in its order."""
     return (part.batch(indices) for indices in torch.arange(len(part)).split(8 if isinstance(part, Texts) else 512))
+
+
+def _robust_accuracy(model: nn.Module, part: Examples, attack: Attack) -> float:
+    """Accuracy on inputs moved within the maximum norm; no box, as inputs may be normalised."""
+    step, right, device = 2.5 * attack.epsilon / attack.steps, 0, device_of(model)
+    for batch in scan(part):
+        if not isinstance(batch["x"], Tensor):
+            raise ValueError(f"attack: expected inputs that are one tensor, got {type(batch['x']).__name__}")
+        x, y = batch["x"].to(device), batch["y"].to(device)
+        moved = pgd(model, x, y, epsilon=attack.epsilon, step_size=step, steps=attack.steps, box=None)
+        right += int((predict(model, [{**batch, "x": moved}]).logits.argmax(-1) == batch["y"]).sum())
+    return right / len(part)
 
 
 def check_roles(task: Task, roles: Roles) -> None:

@@ -20,6 +20,7 @@ from preceptor.core.types import Roles
 HIGHER_IS_BETTER = {
     "accuracy": True,
     "top5": True,
+    "robust_accuracy": True,
     "agreement": True,
     "rank_correlation": True,
     "nll": False,
@@ -36,6 +37,17 @@ BESIDE_TEACHER = ("agreement", "rank_correlation", "kl_to_teacher")
 """Those that compare with a teacher."""
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+class Attack(BaseModel):
+    """Projected gradient ascent against a student, in the maximum norm: how robust its accuracy is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    epsilon: Annotated[float, Field(gt=0)]
+    """Largest change of a pixel."""
+    steps: Positive = 20
+    """Each of 2.5 epsilon / steps."""
 
 
 class Training(BaseModel):
@@ -85,7 +97,7 @@ class Training(BaseModel):
 
     @model_validator(mode="after")
     def _known_names(self) -> Training:
-        _known("monitor", self.monitor, HIGHER_IS_BETTER)
+        _known("monitor", self.monitor, [name for name in HIGHER_IS_BETTER if name != "robust_accuracy"])
         optimizer = _class("optimizer", self.optimizer, torch.optim, Optimizer)
         _accepts("optimizer_options", optimizer, self.optimizer_options)
         if self.schedule in ("cosine", "constant"):

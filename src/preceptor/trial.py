@@ -129,7 +129,7 @@ def run_trial(
     for tracker in accelerator.trackers:  # end_training would end the process group too
         tracker.finish()
     seconds = time.perf_counter() - started
-    metrics, says = task.measure(student, task.measured)
+    metrics, says = task.judge(student)
     if out is not None:
         records, validations, seconds = _whole_course(out)
     curve = {"name": name, "seed": seed, **_thinned(records), "valid": validations}
@@ -167,6 +167,7 @@ class SetUp(NamedTuple):
     source: Source
     optimizers: dict[str, Optimizer]
     schedulers: dict[str, LRScheduler]
+    streams: dict[str, Source]
     steps: int
 
 
@@ -194,7 +195,8 @@ def set_up(task: Task, method: Method, roles: Mapping[str, nn.Module], training:
     if training.ema is not None:
         placed["ema"] = deepcopy(placed["student"])
     steps = training.total_steps(source.batches_per_epoch)
-    return SetUp(placed, source, *training.build(method, placed, steps), steps)
+    further = streams(method, task.valid, batch_size=training.batch_size, seed=seed)
+    return SetUp(placed, source, *training.build(method, placed, steps), further, steps)
 
 
 def _train_stage(
@@ -215,7 +217,7 @@ def _train_stage(
     say: Callable[[str], None],
 ) -> int:
     """Train one stage and return its updates."""
-    roles, source, optimizers, schedulers, steps = set_up(task, method, roles, training, seed=seed, accelerator=accelerator)
+    roles, source, optimizers, schedulers, further, steps = set_up(task, method, roles, training, seed=seed, accelerator=accelerator)
 
     def valid(roles: Roles, state: State) -> dict[str, float]:
         metrics, _ = task.measure(roles["student"], task.valid)
@@ -234,7 +236,7 @@ def _train_stage(
         optimizers,
         steps=steps,
         micro=training.micro,
-        streams=streams(method, task.valid, batch_size=training.batch_size, seed=seed),
+        streams=further,
         schedulers=schedulers,
         clip=training.clip,
         seed=seed,

@@ -15,6 +15,7 @@ from preceptor.data.splits import take
 from preceptor.methods.classic_kd import ClassicKD
 from preceptor.models.folder import load_student
 from preceptor.preflight import Preflight, preflight
+from preceptor.studies.statistics import ranks
 from preceptor.training import Training
 from preceptor.trial import run_trial
 
@@ -267,3 +268,77 @@ def test_bad_input_is_refused_and_nothing_is_written(changes, message, tmp_path)
     with pytest.raises(ValueError, match=message):
         compare(**changes, out=tmp_path / "study")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tuning_is_equal_for_all_and_its_best_choice_is_what_runs(tmp_path):
+    labels = []
+
+    def progress(label, record, updates, done, total):
+        labels.extend([label] * (record is None))
+
+    search = {"temperature": [1.0, 2.0, 4.0]}
+    given = {"methods": {"classic-kd": {"search": search}, "hot": {"method": "classic-kd", "temperature": 8.0}}, "out": tmp_path / "s"}
+    tune = {"trials": 3, "training": {"learning_rate": [0.0, 0.05, 0.2]}}
+    found = compare(**given, tune=tune, progress=progress)
+    for arm in ("ce", "classic-kd", "hot"):
+        assert labels.count(f"{arm} seed 0") == 1
+        assert sum(label.startswith(f"{arm} seed 1000, tuning") for label in labels) == 3
+    choices = {choice["name"]: choice for choice in found.result["tuning"]}
+    assert choices["ce"]["chosen"].keys() == {"learning_rate"}
+    assert choices["classic-kd"]["chosen"].keys() == {"learning_rate", "temperature"}
+    for arm, choice in choices.items():
+        folders = sorted((tmp_path / "s" / "tuning").glob(f"*/{arm}-1000"))
+        curves = [json.loads((folder / "trial.json").read_text())["curve"]["valid"] for folder in folders]
+        assert choice["value"] == max(point["accuracy"] for curve in curves for point in curve)
+        identity = json.loads((tmp_path / "s" / "trials" / f"{arm}-0" / "trial.json").read_text())["identity"]
+        assert identity["training"]["learning_rate"] == choice["chosen"]["learning_rate"]
+    again = compare(**given, tune=tune, resume=True, progress=lambda *_: None)
+    assert again.result["tuning"] == found.result["tuning"]
+    assert "What tuning chose" in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_tuning_asks_for_no_more_than_there_is_to_choose_from(tmp_path):
+    with pytest.raises(ValueError, match="at most the 2 combinations that ce can choose from, got 3"):
+        compare(tune={"trials": 3, "training": {"learning_rate": [0.01, 0.02]}}, out=tmp_path / "s")
+    with pytest.raises(ValueError, match=r"a list of values to choose from at search\.temperature, got 3"):
+        compare(methods={"classic-kd": {"search": {"temperature": 3}}}, tune={"trials": 1, "training": {"learning_rate": [0.1]}})
+    with pytest.raises(ValueError, match="expected none of the seeds that count, got 1"):
+        compare(tune={"trials": 1, "seed": 1})
+    with pytest.raises(ValueError, match="expected none beside tune"):
+        compare(tune={"trials": 1}, budget="1m")
+    assert not (tmp_path / "s").exists()
+
+
+def test_equal_compute_gives_the_cheap_arms_what_the_teacher_and_the_dear_ones_took(monkeypatch, tmp_path):
+    seconds = {"ce": 0.001, "classic-kd": 0.002, "dkd": 0.003}
+
+    def measured(*args, **kwargs):
+        return Preflight(lines=(), notes=(), seconds_per_step=seconds, steps=6, memory_mb=1.0)
+
+    monkeypatch.setattr("preceptor.studies.study.preflight", measured)
+    given = {"seeds": 1, "equal_compute": True, "teacher_seconds": 0.012, "out": tmp_path / "s"}
+    found = compare(**given).result["compute"]
+    assert found["seconds"] == pytest.approx(6 * 0.003 + 0.012)
+    assert {row["name"]: row["steps"] for row in found["rows"]} == {"ce": 30, "classic-kd": 9, "dkd": 6}
+    lines = (tmp_path / "s" / "compute" / "ce-0" / "metrics.jsonl").read_text().splitlines()
+    assert sum("losses" in json.loads(line) for line in lines) == 30
+    assert "At equal total compute" in (tmp_path / "s" / "report.html").read_text()
+    seconds["ce"] = 0.01
+    assert compare(**given, resume=True).result["compute"]["rows"][0]["steps"] == 30  # as the study began
+
+
+def test_ranks_share_ties_and_name_the_best_first():
+    arms = {"a": {0: {"m": 3.0}, 1: {"m": 1.0}}, "b": {0: {"m": 2.0}, 1: {"m": 1.0}}, "c": {0: {"m": 1.0}, 1: {"m": 0.0}}}
+    assert {name: found["mean"] for name, found in ranks(arms, "m", "higher").items()} == {"a": 1.25, "b": 1.75, "c": 3.0}
+    assert {name: found["mean"] for name, found in ranks(arms, "m", "lower").items()} == {"a": 2.75, "b": 2.25, "c": 1.0}
+
+
+def test_an_attack_lowers_accuracy_and_needs_to_be_asked_for():
+    longer = {"steps": 60, "batch_size": 16, "learning_rate": 0.05}
+    found = compare(seeds=1, attack={"epsilon": 0.5, "steps": 5}, metrics=["robust_accuracy"], training=longer)
+    for arm in found.trials.values():
+        assert arm[0].metrics["robust_accuracy"] < arm[0].metrics["accuracy"]
+    teacher_row = found.result["rows"][0]
+    assert teacher_row["summary"]["robust_accuracy"]["mean"] < teacher_row["summary"]["accuracy"]["mean"]
+    with pytest.raises(ValueError, match="attack: expected one to measure robust_accuracy"):
+        compare(metrics=["robust_accuracy"])

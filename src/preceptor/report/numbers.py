@@ -80,7 +80,9 @@ HEADLINE = (
     Measure(key="accuracy", label="Accuracy", number=tenths, unit=" %", sign=1),
     Measure(key="nll", label="NLL", number=thousandths, sign=-1),
     Measure(key="ece", label="ECE", number=tenths, unit=" %", sign=-1),
+    Measure(key="robust_accuracy", label="Accuracy under attack", number=tenths, unit=" %", sign=1),
     Measure(key="agreement", label="Agreement with teacher", number=tenths, unit=" %", sign=1),
+    Measure(key="rank", label="Mean rank", number=significant, sign=-1),
 )
 COSTS = (
     Measure(key="parameters", label="Parameters", number=count, sign=-1),

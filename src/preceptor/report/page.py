@@ -24,6 +24,7 @@ from preceptor.report.numbers import (
     Column,
     Result,
     columns,
+    duration,
     finite,
     headline,
     headline_measures,
@@ -37,7 +38,7 @@ from preceptor.report.words import difference, takeaways, verdict
 IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TONES = {"shown": ("good", "✓"), "contradicted": ("bad", "✗"), "not shown at this size": ("calm", "○"), "too few seeds": ("calm", "…")}
-WORDS = ("Measure", "Verdict")  # headings of columns of words, set flush left
+WORDS = ("Measure", "Verdict", "Chosen")  # headings of columns of words, set flush left
 BELOW = {"parameters": "macs", "train_seconds": "peak_memory_mb"}  # the value stands under the key in the terminal's table
 SHORT = {"agreement": "Agreement\nwith teacher", "parameters": "Params", "train_seconds": "Time", "peak_memory_mb": "Memory"}
 
@@ -129,6 +130,8 @@ def _sections(result: Result) -> Iterable[tuple[str, str]]:
     """The parts of the page with their headings; an empty part has no data."""
     yield "Results", _headline(result)
     yield "Is the difference real?", _paired(result)
+    yield "At equal total compute", _compute(result)
+    yield "What tuning chose", _tuning(result)
     yield "Learning curves", _charts(result, curve_charts(result))
     yield "How much data it takes", _sweep(result)
     yield "What it costs", _charts(result, front_charts(result))
@@ -183,6 +186,27 @@ def _headline(result: Result) -> str:
     table = _arms(result, "Results", main) if main else ""
     note = f"<p class=note>{' '.join(notes)}</p>" if notes else ""
     return table + note + (f"<details><summary>More measures</summary>{_arms(result, 'More measures', more)}</details>" if more else "")
+
+
+def _compute(result: Result) -> str:
+    """The arms once more, each for as long as the dearest took with its teacher."""
+    found = result.get("compute") or {}
+    rows = [{**row, "seeds": [{"steps": row["steps"]}]} for row in found.get("rows") or []]
+    if not rows:
+        return ""
+    table = columns({**result, "rows": rows}, [*headline_measures(result)[:3], measure_of("robust_accuracy"), measure_of("steps")])
+    note = f"Every arm trained for {duration(found['seconds'])}, estimated before the study; with a teacher this counts its training"
+    known = f" ({duration(found['teacher_seconds'])})" if finite(found.get("teacher_seconds")) else ", whose time is not known"
+    return f"<p class=note>{note}{known}.</p>{_arms({**result, 'rows': rows}, 'Equal compute', table)}{_paired({**result, **found})}"
+
+
+def _tuning(result: Result) -> str:
+    body = []
+    for choice in result.get("tuning") or []:
+        chosen = ", ".join(f"{name} {value}" for name, value in choice["chosen"].items()) or "nothing to choose"
+        cells = [f"<td>{choice['trials']}</td>", f"<td class=words>{_escape(chosen)}</td>", f"<td>{choice['value']:.4f}</td>"]
+        body.append((_escape(choice["name"]), cells))
+    return _table("Tuning", ["Arm", "Trials", "Chosen", "Validation"], body) if body else ""
 
 
 def _paired(result: Result) -> str:
