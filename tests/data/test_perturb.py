@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from preceptor.data.perturb import ascend, fgsm, pgd
+from preceptor.data.perturb import ascend, fgsm, margin_attack, pgd, random_search
 
 
 def model():
@@ -74,6 +74,46 @@ def test_pgd_equals_torchattacks():
     torch.testing.assert_close(pgd(net, x, y, epsilon=0.1, step_size=0.02, steps=7), theirs)
     theirs = torchattacks.FGSM(net, eps=0.1)(x, y)
     torch.testing.assert_close(fgsm(net, x, y, epsilon=0.1), theirs)
+
+
+def lead(net, x, y, target=None):
+    logits = net.eval()(x).detach()
+    net.train()
+    best = logits.scatter(1, y[:, None], -torch.inf).amax(1) if target is None else logits.gather(1, target[:, None]).squeeze(1)
+    return best - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def test_margin_attacks_raise_the_lead_they_are_after():
+    net, (x, y) = model(), batch()
+    options = {"epsilon": 0.1, "step_size": 0.02}
+    assert (lead(net, margin_attack(net, x, y, **options), y) > lead(net, x, y)).all()
+    others = net.eval()(x).scatter(1, y[:, None], -torch.inf).sort(dim=1, descending=True).indices
+    net.train()
+    moved = [margin_attack(net, x, y, **options, rank=rank) for rank in (1, 2, 3)]
+    for rank, attacked in enumerate(moved):
+        gains = [(lead(net, other, y, others[:, rank]) - lead(net, x, y, others[:, rank])).mean() for other in moved]
+        assert max(gains) == gains[rank] > 0
+        assert (attacked - x).abs().max() <= 0.1 + 1e-6
+    with pytest.raises(ValueError, match=r"^rank: expected one of the 3 other classes, from 1, got 4$"):
+        margin_attack(net, x, y, rank=4)
+
+
+def test_random_search_raises_the_lead_without_gradients():
+    net, (x, y) = model(), batch()
+    first, again, longer = (
+        random_search(net, x, y, epsilon=0.1, steps=n, generator=torch.Generator().manual_seed(3)) for n in (20, 20, 200)
+    )
+    assert torch.equal(first, again)
+    assert (lead(net, longer, y) > lead(net, x, y)).all()
+    assert lead(net, x, y).mean() < lead(net, first, y).mean() < lead(net, longer, y).mean()
+    by_gradient = lead(net, margin_attack(net, x, y, epsilon=0.1, step_size=0.02), y).mean() - lead(net, x, y).mean()
+    assert lead(net, longer, y).mean() - lead(net, x, y).mean() > 0.7 * by_gradient
+    assert (longer - x).abs().max() <= 0.1 + 1e-6
+    assert (longer >= 0).all()
+    assert (longer <= 1).all()
+    assert random_search(net, x[:0], y[:0], generator=torch.Generator()).shape == (0, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"^steps: expected at least 1, got 0$"):
+        random_search(net, x, y, steps=0, generator=torch.Generator())
 
 
 def test_the_model_is_left_as_it_was():

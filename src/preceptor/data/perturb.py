@@ -1,4 +1,4 @@
-"""Adversarial views of a batch: ascent of any objective within a ball, and the attacks FGSM and PGD in the maximum norm."""
+"""Adversarial views of a batch: ascent of any objective within a ball, and attacks in the maximum norm with and without gradients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preceptor.core.method import evaluating
-from preceptor.losses.checks import check_choice
+from preceptor.losses.checks import check_choice, check_counts
 from preceptor.models.taps import forward
 
 Norm = Literal["max", "euclid"]
 """How far an attack may go: ``max`` bounds every entry of an example, ``euclid`` the length of its change."""
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Of a model, inputs (N, ...) and labels (N,) makes inputs that the model is to get wrong."""
 
 
 def ascend(
@@ -148,3 +151,99 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float = 8 / 255) ->
         (N, ...) without gradient.
     """
     return pgd(model, x, y, epsilon=epsilon, step_size=epsilon, steps=1)
+
+
+def margin_attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epsilon: float = 8 / 255,
+    step_size: float = 2 / 255,
+    steps: int = 10,
+    box: tuple[float, float] | None = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+    rank: int | None = None,
+) -> Tensor:
+    """As `pgd`, but raise the lead of another class over the label's: where the model is sure, its gradient does not vanish.
+
+    Carlini, Wagner 2017 (arXiv:1608.04644), Sec. IV.A, objective 6 without its constant:
+        max over c != y of z_c - z_y, or z_t - z_y with the target t that is ``rank``-th among the other classes at x.
+
+    Args:
+        model, x, y, epsilon, step_size, steps, box, generator: as for `pgd`; y are labels.
+        rank: from 1 to C - 1; None: whichever class leads at each step.
+    Returns:
+        (N, ...) without gradient.
+    Raises:
+        ValueError: as `pgd`, or there is no such rank.
+    """
+    with evaluating(model):
+        target = None
+        if rank is not None:
+            with torch.no_grad():
+                logits = forward(model, x).logits
+            if not 1 <= rank < logits.shape[1]:
+                raise ValueError(f"rank: expected one of the {logits.shape[1] - 1} other classes, from 1, got {rank}")
+            target = logits.scatter(1, y[:, None], -torch.inf).topk(rank, dim=1).indices[:, rank - 1]
+        return ascend(
+            lambda moved: _lead(forward(model, moved).logits, y, target).sum(),
+            x,
+            epsilon=epsilon,
+            step_size=step_size,
+            steps=steps,
+            box=box,
+            generator=generator,
+        )
+
+
+def random_search(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    generator: torch.Generator,
+    epsilon: float = 8 / 255,
+    steps: int = 100,
+    box: tuple[float, float] | None = (0.0, 1.0),
+) -> Tensor:
+    """Raise the lead of another class by trying changes at random, without gradients: finds what masked gradients hide.
+
+    Andriushchenko, Croce, Flammarion, Hein 2020 (arXiv:1912.00049), Algorithm 1, for inputs of any shape: every entry moves by + or -
+    epsilon; a step draws anew the signs of a share of the entries, which falls from all to one in a hundred, and keeps what helps.
+
+    Args:
+        model, x, y, epsilon, box: as for `margin_attack`.
+        generator: of all draws.
+        steps: number of trials, >= 1.
+    Returns:
+        (N, ...) without gradient.
+    Raises:
+        ValueError: fewer than one step.
+    """
+    check_counts(steps=steps)
+    low, high = (-torch.inf, torch.inf) if box is None else box
+    wide = (len(x), *[1] * (x.ndim - 1))
+
+    def drawn() -> Tensor:
+        return torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
+
+    with torch.no_grad(), evaluating(model):
+        best, lead = x, _lead(forward(model, x).logits, y)
+        signs = torch.ones_like(x)
+        for step in range(steps):
+            tried = torch.where(drawn() < 0.01 ** (step / steps), torch.where(drawn() < 0.5, 1.0, -1.0).to(x), signs)
+            moved = (x + epsilon * tried).clamp(low, high)
+            now = _lead(forward(model, moved).logits, y)
+            better = now > lead
+            lead = torch.where(better, now, lead)
+            best, signs = (torch.where(better.view(wide), new, old) for new, old in ((moved, best), (tried, signs)))
+    return best
+
+
+def _lead(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """Of the best other class, or the target, over the label's, (N,)."""
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    if target is None:
+        return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
+    return logits.gather(1, target[:, None]).squeeze(1) - own
