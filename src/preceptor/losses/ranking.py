@@ -1,0 +1,99 @@
+"""Rankings of classes: the one that a teacher with a label gives, and the likelihood of a ranking in a Plackett-Luce model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preceptor.losses.checks import check_floating, check_labels
+from preceptor.losses.divergence import log_probs
+from preceptor.losses.numeric import any_masked, upcast
+
+
+def teacher_optimal_ranking(teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Rank the classes: the label first, then by falling logit of the teacher; of equal logits the lower class comes first.
+
+    Args:
+        teacher: logits, shape (..., C); entries finite or -inf.
+        labels: shape (...), integers in [0, C); None ranks by the teacher alone.
+
+    Returns:
+        Classes in the order of their ranks, shape (..., C), int64.
+
+    Raises:
+        TypeError: logits are not floating point, or labels not integers.
+        ValueError: shapes do not fit, or a label is out of range.
+    """
+    check_floating(teacher=teacher)
+    keys = upcast(teacher.detach())
+    if labels is not None:
+        check_labels(labels, teacher)
+        keys = keys.scatter(-1, labels.long().unsqueeze(-1), torch.inf)
+    if keys.dtype != torch.float32 or keys.device.type != "cpu":
+        return keys.sort(dim=-1, descending=True, stable=True).indices
+    # One integer for the logit, so that the largest comes first, and the class: numpy sorts these several times faster than torch floats.
+    bits = (keys + 0.0).view(torch.int32)  # -0 becomes 0
+    packed = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).bitwise_not_().long().mul_(2**32).add_(torch.arange(keys.shape[-1]))
+    packed.numpy().sort(axis=-1)
+    return packed.bitwise_and_(0xFFFFFFFF)
+
+
+def plackett_luce_nll(scores: Tensor, ranking: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of a ranking, in nats, each of its choices with a weight.
+
+    Plackett 1975 (Applied Statistics 24, 2):
+        L = sum_k w_k [log sum_(l >= k) exp s_pi(l) - s_pi(k)].
+
+    Args:
+        scores: shape (..., C); a class at -inf counts as in `preceptor.losses.divergence`.
+        ranking: every class once, in the order of ranks, shape (..., C), int64.
+        weights: w >= 0 of the choices in the order of ranks, a shape that broadcasts to (..., C); constant. None: all are 1.
+
+    Returns:
+        Shape (...), >= 0, in float32 or float64; with weights 1, exp(-L) over all rankings sums to 1.
+
+    Raises:
+        TypeError: scores are not floating point.
+        ValueError: the shapes of scores and ranking differ.
+    """
+    check_floating(scores=scores)
+    if ranking.shape != scores.shape:
+        raise ValueError(f"ranking: expected shape {tuple(scores.shape)} like scores, got {tuple(ranking.shape)}")
+    scores = log_probs(scores) if any_masked(scores) else upcast(scores)
+    weights = torch.ones_like(scores) if weights is None else weights.detach().to(scores).expand_as(scores)
+    if scores.numel() and (scores.detach().amax(-1) - scores.detach().amin(-1)).amax() < _SPREAD[scores.dtype]:
+        return _RankedNll.apply(scores, ranking, weights)  # pyright: ignore[reportReturnType]
+    ranked = scores.gather(-1, ranking)
+    return (weights * (ranked.flip(-1).logcumsumexp(-1).flip(-1) - ranked)).sum(dim=-1)
+
+
+_SPREAD = {torch.float32: 70.0, torch.float64: 600.0}
+"""Largest difference of scores whose exponentials can be summed as they are."""
+
+
+class _RankedNll(torch.autograd.Function):
+    """The likelihood by plain sums; its gradient in closed form, which autograd can derive once more."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, ranking: Tensor, weights: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ranked, worths, rest = _worths(scores, ranking)
+        ctx.save_for_backward(scores, ranking, weights, worths, rest)
+        return rest.log().sub_(ranked).mul_(weights).sum(dim=-1).clamp_(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        scores, ranking, weights, worths, rest = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient itself is to be derived
+            _, worths, rest = _worths(scores, ranking)
+        slopes = (weights / rest).cumsum(dim=-1) * worths - weights
+        return torch.zeros_like(scores).scatter(-1, ranking, slopes * upstream.unsqueeze(-1)), None, None
+
+
+def _worths(scores: Tensor, ranking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores in the order of ranks, less the largest; their exponentials; the sums of these from each rank on; all (..., C)."""
+    ranked = scores.gather(-1, ranking)
+    ranked = ranked - ranked.detach().amax(dim=-1, keepdim=True)
+    worths = ranked.exp()
+    return ranked, worths, worths.flip(-1).cumsum(dim=-1).flip(-1)
