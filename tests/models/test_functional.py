@@ -95,6 +95,20 @@ def test_differences_where_forward_mode_is_missing():
     torch.testing.assert_close(slope, 3 * x**2 * 6, rtol=1e-8, atol=0)
 
 
+def test_a_model_in_half_precision_runs_in_single_precision(model):
+    x = torch.randn(6, 3)
+    model.float()
+    weights = weights_of(model)
+    expected = logits_at(model, weights, x)
+    model.bfloat16()
+    some = {name: value.float() for name, value in weights_of(model).items() if name.startswith("0.")}
+    got = logits_at(model, some, x.bfloat16())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+    assert logits_at(model, {}, x.bfloat16()).dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 def test_a_language_model():
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}

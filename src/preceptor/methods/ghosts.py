@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from preceptor.composition import Update
 from preceptor.core.method import Compute, Method, NonFinite
@@ -204,11 +203,10 @@ class Ghosts(Method):
     def _normalised(self, student: nn.Module, moved: Mapping[str, tuple[Tensor, Tensor]], batch: Batch, state: State) -> float:
         """The length of a step in radii: slopes along the whole step give radii in units of it."""
         weights, step = ({name: upcast(pair[i]) for name, pair in moved.items()} for i in (0, 1))
-        fixed = {name: upcast(t.detach()) for name, t in (*student.named_parameters(), *student.named_buffers()) if name not in moved}
         shares = []
         for part in self._examples(batch, state):
-            x = tree_map(upcast, to_device(part["x"], device_of(student)))
-            logits, slopes = along(lambda w, x=x: logits_at(student, {**fixed, **w}, x), weights, step, differences=self.differences)
+            x = to_device(part["x"], device_of(student))
+            logits, slopes = along(lambda w, x=x: logits_at(student, w, x), weights, step, differences=self.differences)
             if self.estimate == "bound":
                 share = 1 / radius(logits, slopes, temperature=self.temperature)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.utils._pytree import tree_map
 
 from preceptor.core.method import evaluating
 from preceptor.models.taps import forward
@@ -22,7 +23,7 @@ Weights = Mapping[str, Tensor]
 def logits_at(model: nn.Module, weights: Weights, inputs: Tensor | Mapping[str, Any]) -> Tensor:
     """Logits of a model whose parameters are those of ``weights``; the others are its own.
 
-    Gradients flow to ``weights``.
+    Gradients flow to ``weights``. A model in half precision runs in single precision where no weight is in half.
 
     Args:
         model: see `preceptor.models.taps.forward`.
@@ -32,8 +33,13 @@ def logits_at(model: nn.Module, weights: Weights, inputs: Tensor | Mapping[str, 
     Returns:
         Shape (N, ..., classes).
     """
+    values = dict(weights)
+    if values and not any(_is_half(value) for value in values.values()):
+        inputs = tree_map(lambda leaf: leaf.float() if _is_half(leaf) else leaf, inputs)
+        others = (*model.named_parameters(), *model.named_buffers())
+        values |= {name: value.detach().float() for name, value in others if name not in values and _is_half(value)}
     with evaluating(model):
-        return functional_call(_Logits(model), {f"model.{name}": value for name, value in weights.items()}, (inputs,))
+        return functional_call(_Logits(model), {f"model.{name}": value for name, value in values.items()}, (inputs,))
 
 
 def along(
@@ -67,6 +73,10 @@ def along(
     with torch.no_grad():
         ahead, behind = (function({name: value + sign * h * direction[name] for name, value in weights.items()}) for sign in (1, -1))
     return (ahead + behind) / 2, (ahead - behind) / (2 * h)
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
 
 
 class _Logits(nn.Module):
