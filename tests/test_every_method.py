@@ -20,6 +20,7 @@ from preceptor.core.stream import as_stream
 from preceptor.data.examples import examples_from
 from preceptor.data.sources import Source
 from preceptor.models.reference import build
+from preceptor.teachers.aspects import AspectBank
 from preceptor.training import Training
 from preceptor.trial import make_accelerator
 
@@ -44,12 +45,18 @@ def make(slug):
         "verifier": first_token_is_even,
         "floor": 0.05,
         "box": None,
+        "aspects": bank(),
     }
     options = layers | {name: value for name, value in chosen.items() if name in names}
     method = load(slug)(**options)
     stage = method.stages(teacher, student)[-1]
     assert stage.student is student
     return stage.method, {"student": student, "teacher": teacher}
+
+
+def bank():
+    """Answers to two questions about every image."""
+    return AspectBank(("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0)))
 
 
 def first_token_is_even(batch, completions):

@@ -9,6 +9,7 @@ from preceptor.data.examples import examples_from
 from preceptor.data.text import Texts
 from preceptor.models.reference import build
 from preceptor.task import Task
+from preceptor.teachers.aspects import AspectBank
 from preceptor.training import Training
 from preceptor.trial import run_trial
 
@@ -32,6 +33,11 @@ def texts():
     return whole, *(LlamaForCausalLM(LlamaConfig(vocab_size=11, num_hidden_layers=layers, **sizes, **special)) for layers in (3, 2))
 
 
+def bank():
+    """Answers to two questions about every image."""
+    return AspectBank(("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0)))
+
+
 def first_token_is_even(batch, completions):
     return completions.ids[:, 0] % 2 == 0
 
@@ -41,7 +47,7 @@ def run(slug, out, *, stop_at=None, resume=False, global_seed=0):
     parts = {"subclasses": 2} if "subclasses" in read(slug).card.needs else {}
     whole, teacher, student = images(**parts) if "classification" in read(slug).card.tasks else texts()
     chosen = {"student_layers": ("block1",), "teacher_layers": ("block2",), "max_new_tokens": 4}
-    chosen |= {"reward": first_token_is_even, "verifier": first_token_is_even, "floor": 0.05}
+    chosen |= {"reward": first_token_is_even, "verifier": first_token_is_even, "floor": 0.05, "aspects": bank()}
     names = {field.name for field in read(slug).fields}
     method = load(slug)(**{name: value for name, value in chosen.items() if name in names})
     task = Task(train=whole.subset(torch.arange(40)), valid=whole.subset(torch.arange(40, 60)), teacher=teacher)

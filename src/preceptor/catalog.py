@@ -140,10 +140,11 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 
 def recipe_snippet(entry: Entry) -> str:
-    """A small recipe for ``preceptor distill`` that runs as it stands."""
+    """A small recipe for ``preceptor distill`` that runs as it stands, but for answers that must be collected first."""
     if "classification" not in entry.card.tasks:
         return _text_snippet(entry)
     layers = [f"  {f.name}: [block2]" for f in entry.fields if f.name in ("student_layers", "teacher_layers")]
+    answers = ["  aspects: aspects.json"] if any(f.name == "aspects" for f in entry.fields) else []
     large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
     small += ", subclasses: 4" if "subclasses" in entry.card.needs else ""
     teacher = ["teacher:", f"  model: {{reference: {large}}}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
@@ -155,6 +156,7 @@ def recipe_snippet(entry: Entry) -> str:
             "method:",
             f"  name: {entry.card.slug}",
             *layers,
+            *answers,
             "training: {epochs: 120, optimizer: Adam}",
         ]
     )

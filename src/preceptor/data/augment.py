@@ -132,7 +132,10 @@ class Mixup:
             raise ValueError(f"alpha: expected a number above 0, got {self.alpha}")
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with ``x`` mixed and ``targets`` (N, C), probabilities; ``y`` stays that of the example itself."""
+        """The batch with ``x`` mixed and ``targets`` (N, C), probabilities; ``y`` stays that of the example itself.
+
+        For what else is to be mixed, ``partner`` (N,) is the other example's id and ``ratio`` (N,) the share of the example itself.
+        """
         ids, epoch = batch["id"], batch["epoch"]
         partners = integers(len(self.examples), ids, self.seed, epoch, _PARTNER)
         ratio = _beta_quantile(self.alpha, uniform(ids, self.seed, epoch, _RATIO))
@@ -146,7 +149,7 @@ class Mixup:
             x = _mix(own["x"], other["x"], ratio)
         classes = self.examples.num_classes
         targets = _mix(F.one_hot(own["y"], classes).to(torch.get_default_dtype()), F.one_hot(other["y"], classes), ratio)
-        return {**own, "x": x, "targets": targets}
+        return {**own, "x": x, "targets": targets, "partner": other["id"], "ratio": ratio}
 
 
 @lru_cache(maxsize=8)
