@@ -84,9 +84,10 @@ class Problem:
         return F.linear_cross_entropy(self.hidden, self.weight, self.labels, options=options)
 
     def products(self) -> Mapping[str, Tensor]:
-        """The three matrix products of a forward and a backward pass, at the full rate of the processor, and nothing else."""
+        """The three matrix products of a forward and a backward pass and nothing else: what no exact loss can beat."""
         logits = self.hidden.detach() @ self.weight.detach().T
-        return {"hidden": logits @ self.weight.detach(), "weight": logits.T @ self.hidden.detach()}
+        _ = logits @ self.weight.detach(), logits.T @ self.hidden.detach()
+        return {}
 
     def liger(self, beta: float, chunk: int | None = None) -> Tensor:
         made = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss

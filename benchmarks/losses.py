@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,11 +20,14 @@ import torch.nn.functional as F
 from contest import Contest, Goal, main
 from torch import Tensor
 
+from preceptor.losses.comp_sum import comp_sum
 from preceptor.losses.divergence import forward_kl, generalized_jsd, reverse_kl
 from preceptor.losses.features import attention_transfer, hint_loss
 from preceptor.losses.hard import hard_loss
 from preceptor.losses.relations import rkd_angle, rkd_distance
 from preceptor.methods.dkd import decoupled_kl
+from preceptor.methods.logit_standardization import standardize_logits
+from preceptor.methods.nd_loss import nd_loss
 
 SHAPES = {"256 x 1000": (256, 1000, 10), "64 x 100": (64, 100, 200)}  # rows, classes, repetitions in a turn
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,24 +90,48 @@ def our_rkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return (25 * rkd_distance(s, t) + 50 * rkd_angle(s, t)).mean()
 
 
+def standardized(x: Tensor) -> Tensor:
+    return (x - x.mean(dim=-1, keepdim=True)) / (1e-7 + x.std(dim=-1, keepdim=True))
+
+
+def dense_standardized(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(standardized(s) / 2, dim=1), F.softmax(standardized(t) / 2, dim=1), reduction="batchmean")
+
+
+def our_standardized(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return forward_kl(standardize_logits(s), standardize_logits(t), temperature=2.0).mean()
+
+
+def dense_generalised(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """Generalised cross-entropy with q = 0.7: the usual form of comp-sum with tau = 1.7."""
+    return ((1 - F.softmax(s, dim=1).gather(1, y[:, None]).squeeze(1) ** 0.7) / 0.7).mean()
+
+
+def dense_nd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    means = F.normalize(t[:10], dim=1)[y % 10]
+    return (1 - (s * means).sum(1) / torch.maximum(s.norm(dim=1), t.norm(dim=1))).mean()
+
+
 def mean_of(loss: Callable[..., Tensor], **options: Any) -> Loss:
     """The mean of a loss of ours that needs no labels."""
     return lambda s, t, y: loss(s, t, **options).mean()
 
 
-def torchdistill(name: str, **options: Any) -> Loss:
-    """A loss of torchdistill on the student's and teacher's tensors."""
-
-    def loss(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        made = vars(importlib.import_module("torchdistill.losses.mid_level"))[name]
-        where = {"student_module_path": "m", "student_module_io": "output", "teacher_module_path": "m", "teacher_module_io": "output"}
-        criterion = _MADE.setdefault((name, str(options)), made(**where, **options))
-        return criterion({"m": {"output": s}}, {"m": {"output": t}}, y)
-
-    return loss
+@cache
+def torchdistill(name: str, temperature: float) -> Loss:
+    """A loss of torchdistill on logits, its part with labels weighted 0."""
+    made = vars(importlib.import_module("torchdistill.losses.mid_level"))[name]
+    place = {"student_module_path": "m", "student_module_io": "output", "teacher_module_path": "m", "teacher_module_io": "output"}
+    criterion = made(**place, temperature=temperature, alpha=0.0, beta=1.0)
+    return lambda s, t, y: criterion({"m": {"output": s}}, {"m": {"output": t}}, y)
 
 
-_MADE: dict[Any, Any] = {}
+def peer_kd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return torchdistill("KDLoss", 4.0)(s, t, y)
+
+
+def peer_standardized(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return torchdistill("LogitStdKDLoss", 2.0)(s, t, y)
 
 
 def contest(ours: Loss, peers: Mapping[str, Loss], shape: tuple[int, ...], repetitions: int, goal: float = 1.1) -> Contest:
@@ -133,14 +160,17 @@ LOGITS: dict[str, tuple[Loss, Mapping[str, Loss], float]] = {
         {"F.cross_entropy": lambda s, t, y: F.cross_entropy(s, y)},
         1.1,
     ),
-    "KD": (mean_of(forward_kl, temperature=4.0), {"formula": kd}, 1.1),
+    "KD": (mean_of(forward_kl, temperature=4.0), {"formula": kd, "torchdistill": peer_kd}, 1.1),
     "reverse KL": (mean_of(reverse_kl), {"formula": dense_reverse}, 1.1),
     "JSD": (mean_of(generalized_jsd), {"formula": dense_jsd}, 1.1),
     "DKD": (our_dkd, {"formula": dkd}, 1.1),
+    "standardized KD": (our_standardized, {"formula": dense_standardized, "torchdistill": peer_standardized}, 1.1),
+    "comp-sum, tau 1.7": (lambda s, t, y: comp_sum(s, y, tau=1.7).mean(), {"formula": dense_generalised}, 1.1),
 }
 FEATURES: dict[str, tuple[Loss, Mapping[str, Loss], tuple[int, ...], int]] = {
     "FitNets": (mean_of(hint_loss), {"F.mse_loss": lambda s, t, y: F.mse_loss(s, t)}, (64, 32, 8, 8), 200),
     "attention transfer": (mean_of(attention_transfer), {"formula": dense_attention}, (64, 32, 8, 8), 200),
+    "ND": (lambda s, t, y: nd_loss(s, t, t[:10], y % 10).mean(), {"formula": dense_nd}, (64, 256), 200),
     "RKD": (our_rkd, {"formula": dense_rkd}, (64, 256), 20),
 }
 CONTESTS: dict[str, Callable[[], Contest]] = {

@@ -72,9 +72,7 @@ def page(found: Mapping[str, Any]) -> str:
     ]
     parts = [
         f"## {found['title']}",
-        f"{len(found['seeds'])} seeds; the teacher: {percent(teacher['summary'], 'accuracy')} %."
-        if teacher
-        else "",
+        f"{len(found['seeds'])} seeds; the teacher: {percent(teacher['summary'], 'accuracy')} %." if teacher else "",
         "### At equal updates",
         table(head, lines),
         f"Not shown to beat classic-kd in accuracy here: {', '.join(behind) or 'none'}.",

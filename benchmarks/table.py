@@ -17,6 +17,7 @@ Liger or PyTorch. `benchmarks/results/` has every row with milliseconds, megabyt
 """
 FILES = {
     "loop": "The loop against a hand-written one",
+    "losses": "Losses of logits and features: forward and backward",
     "linear_losses": "Losses of language models: forward and backward",
     "llm_step": "Steps with SmolLM2-135M",
 }

@@ -121,6 +121,7 @@ def describe(entry: Entry) -> str:
     card = entry.card
     lines = [f"{card.title} ({card.slug})", "", entry.docstring, ""]
     lines += [f"{name:9} {text}" for name, text in _facts(card)]
+    lines += [f"{'Offers':9} {', '.join(entry.offers)} to other methods"] * bool(entry.offers)
     if entry.fields:
         width = max(len(f"{field.name} = {field.default}") for field in entry.fields)
         lines += ["", "Hyper-parameters", *(f"  {f'{f.name} = {f.default}':{width}}  {f.source}" for f in entry.fields)]
@@ -197,6 +198,7 @@ def catalogue_page() -> str:
         card = entry.card
         lines += ["", f"## {card.slug}", "", f"{card.title}.", "", "```text", card.equation, "```", ""]
         lines += [f"- {name}: {text}" for name, text in _facts(card)]
+        lines += [f"- Offers: {', '.join(entry.offers)} to other methods"] * bool(entry.offers)
         if entry.fields:
             lines += ["", "| hyper-parameter | default | source |", "|---|---|---|"]
             lines += [f"| `{f.name}` | `{f.default}` | {f.source.replace('|', chr(92) + '|')} |" for f in entry.fields]
