@@ -96,6 +96,11 @@ class CompSum(LogitMethod):
             if not vars(self)[name] >= 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {vars(self)[name]}")
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Labels, and the teacher where it counts."""
+        return ("hard", "soft") if self.soft_weight else ("hard",)
+
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Look for the inputs in the ball that move the differences most."""
         if self.nu == 0:
@@ -125,14 +130,12 @@ class CompSum(LogitMethod):
         loss = comp_sum(logits, probs, tau=self.tau, temperature=self.temperature)
         return {"soft": self.soft_weight * self.temperature**2 * loss}
 
-    def loss(self, batch: Batch, signal: Signal, roles: Roles, state: State) -> Terms:
-        """Return all terms; ``smooth`` is the smoothness term."""
+    def extra_terms(self, logits: Tensor, batch: Batch, roles: Roles, state: State) -> Terms:
+        """Return the smoothness term, where there is one."""
         if self.nu == 0:
-            return super().loss(batch, signal, roles, state)
-        logits = forward(roles["student"], batch["x"]).logits
-        hard, soft = self.items(logits, signal, batch, state)
+            return {}
         moved = forward(roles["student"], batch["moved"]).logits
-        return {**hard, **soft, "smooth": self.nu * difference_shift(logits, moved, batch.get("targets", batch["y"]))}
+        return {"smooth": self.nu * difference_shift(logits, moved, batch.get("targets", batch["y"]))}
 
     def _moved(self, student: nn.Module, batch: Batch, state: State) -> Tensor:
         x, targets = batch["x"], batch.get("targets", batch["y"])
@@ -175,7 +178,7 @@ def miniature(seed: int, size: Size) -> Miniature:
         ),
         notes=(
             f"{len(world.train)} training examples; {epochs} epochs on redrawn labels, tau = 1.5 and no attack in the arm comp-sum",
-            f"clean and robust accuracy: {robust_epochs} epochs on true labels, tau = 1 and nu = 0.3 in the arm comp-sum, beta = 6 in trades",
+            f"clean and robust accuracy: {robust_epochs} epochs on true labels, tau = 1 and nu = 0.3 in comp-sum, beta = 6 in trades",
         ),
     )
 
