@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from preceptor.core.types import Record
+from preceptor.core.types import Record, total_loss
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -49,7 +49,7 @@ class Bars:
 
     def trial(self, name: str, record: Record, steps: int) -> None:
         """Move the bar of one trial."""
-        self.count(name, record.step, steps, "update", f"loss {record.losses.get('total', float('nan')):.4f}")
+        self.count(name, record.step, steps, "update", f"loss {total_loss(record.losses):.4f}")
 
     def count(self, name: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Move the bar of anything that is counted."""
@@ -71,7 +71,7 @@ class Bars:
             if record is not None:
                 self.trial(name, record, steps)
         elif record is None or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            at = "done" if record is None else f"update {record.step}/{steps}, loss {record.losses.get('total', float('nan')):.4f}"
+            at = "done" if record is None else f"update {record.step}/{steps}, loss {total_loss(record.losses):.4f}"
             self._line(f"trial {done if record is None else done + 1}/{total}, {name}: {at}")
 
     def _line(self, text: str) -> None:

@@ -26,7 +26,7 @@ from preceptor.core.method import Method
 from preceptor.core.parallel import whole
 from preceptor.core.run import train
 from preceptor.core.state import State, compare_identity
-from preceptor.core.types import Record, Roles
+from preceptor.core.types import Record, Roles, total_loss
 from preceptor.data.sources import Source, streams
 from preceptor.metrics.cost import peak_memory_mb, reset_peak_memory
 from preceptor.models.folder import load_student, save_student
@@ -225,7 +225,7 @@ def _train_stage(
         return metrics
 
     def report(record: Record) -> None:
-        records.append((record.step, record.losses.get("total", float("nan"))))
+        records.append((record.step, total_loss(record.losses)))
         if progress is not None:
             progress(record, steps)
 
@@ -276,7 +276,7 @@ def _read_back(task: Task, name: str, student: nn.Module, out: Path, identity: M
 def _whole_course(out: Path) -> tuple[list[tuple[int, float]], list[dict[str, float]], float]:
     """Losses, validations and seconds of a run from its files, parts before an interruption included."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    records = [(line["step"], float(line["losses"].get("total", "nan"))) for line in lines if "losses" in line]
+    records = [(line["step"], float(total_loss(line["losses"]))) for line in lines if "losses" in line]
     validations = [
         {"step": line["step"], **{name: float(value) for name, value in line["valid"].items()}} for line in lines if "valid" in line
     ]

@@ -1,5 +1,6 @@
 """The loop: reduction, phases, schedulers, records, errors."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from preceptor.core.method import Method, NonFinite, Phase
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.stream import as_stream
+from preceptor.core.types import total_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,3 +223,9 @@ def test_a_bad_loss_stops_before_the_step():
     assert torch.equal(vector(student), weights)
     assert caught.value.step == 1
     assert torch.equal(caught.value.batch["id"], data[1]["id"])
+
+
+def test_the_total_loss_is_the_only_one_or_the_students():
+    assert total_loss({"hard": 1.0, "total": 1.0}) == 1.0
+    assert total_loss({"student/total": 2.0, "ratio/total": 3.0}) == 2.0
+    assert math.isnan(total_loss({}))

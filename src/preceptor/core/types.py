@@ -5,6 +5,7 @@ Nothing here imports torch, so that a catalogue of methods can be printed withou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +47,11 @@ class Record:
     learning_rate: float  # of the first parameter group of the first optimizer; 0 without one
     gradient_norm: float | None = None  # before clipping, where the update measured it
     extras: dict[str, float] = field(default_factory=dict)  # what after_step put into state.log
+
+
+def total_loss(losses: Mapping[str, float]) -> float:
+    """Of a Record's losses the total of the student's phase, or of the only one; NaN where there was none."""
+    return losses.get("total", losses.get("student/total", math.nan))
 
 
 @dataclass(frozen=True, kw_only=True)
