@@ -18,8 +18,9 @@ from preceptor.data.examples import examples_from
 from preceptor.data.sources import Source
 from preceptor.losses.divergence import forward_kl
 from preceptor.losses.hard import hard_loss
-from preceptor.methods.nd_loss import CARD, NDLoss, Projector, class_means, miniature, nd_loss
-from preceptor.models.embeddings import embed
+from preceptor.methods.dkd import DKD
+from preceptor.methods.nd_loss import CARD, NDLoss, class_means, miniature, nd_loss
+from preceptor.models.embeddings import Projector, embed
 from preceptor.models.reference import MLP
 
 
@@ -222,6 +223,34 @@ def test_warm_up_of_the_soft_term(world, warmup, epoch, share):
     state.epoch = epoch
     soft = terms_of(NDLoss(warmup_epochs=warmup, norm="none"), world)["soft"]
     torch.testing.assert_close(soft, share * terms_of(NDLoss(warmup_epochs=0, norm="none"), world)["soft"])
+
+
+@pytest.mark.parametrize("base", ["dkd", {"name": "dkd", "beta": 2.0, "warmup_epochs": 3}])
+def test_another_method_keeps_its_terms(world, base):
+    batch, roles, state = world
+    state.epoch = 1
+    terms = terms_of(NDLoss(base=base, nd_weight=0.5, norm="none"), world)
+    other = DKD(**({} if isinstance(base, str) else {"beta": 2.0, "warmup_epochs": 3}))
+    with torch.no_grad():
+        signal = other.signal(batch, roles, state)
+    expected = other.loss(batch, signal, roles, state)
+    nd = terms_of(NDLoss(nd_weight=0.5, norm="none"), world)["nd"]
+    torch.testing.assert_close(terms, {**expected, "nd": nd})
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("fitnets", "base: expected a method that needs logits of student and teacher alone, and its options, got fitnets"),
+        ("mtard", "base: expected a method that needs logits .* got mtard"),
+        ({"name": "dkd", "gamma": 1.0}, r"base: expected a method .* got dkd with \['gamma'\]"),
+        ({"name": "dkd", "beta": -1.0}, "beta: expected a number >= 0, got -1.0"),
+        ("dkdd", "method: expected a slug .* nearest: 'dkd'"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(base, message):
+    with pytest.raises(ValueError, match=message):
+        NDLoss(base=base)
 
 
 def test_the_means_are_taken_once_and_kept(world):

@@ -7,6 +7,7 @@ Equation, with embeddings f_s and f_t before the class heads, the teacher's mean
     ND = 1 - <f_s, e_y> / max(|f_s|, |f_t|),
     L  = CE(s, y) + w a T^2 KL(softmax(t / T) || softmax(s / T)) + gamma ND,   w = min(epoch / warmup_epochs, 1), epochs counted from 0.
 Where |f_s| >= |f_t| this is 1 - cos(f_s, e_y) and its gradient turns f_s; else the gradient is the constant -e_y / |f_t|.
+With ``base``, the terms of another method of logits stand in the place of the first two: DKD++ is ``base: dkd``.
 Deviations: the paper leaves out the constant 1. Class means come from images without augmentation. Of two embeddings without any length
 the term is 1 and its gradient that of length 1. A projector normalises a batch of one by running statistics.
 Plain L2 to f_t, which the paper compares with, is `fitnets` at the same layers.
@@ -14,15 +15,17 @@ Plain L2 to f_t, which the paper compares with, is `fitnets` at the same layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from preceptor.catalog import load, read
+from preceptor.composition import LogitMethod
 from preceptor.core.method import Method, Phase, evaluating
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Card, Roles, Signal, Terms
@@ -30,12 +33,11 @@ from preceptor.losses.checks import check_choice, check_floating, check_labels, 
 from preceptor.losses.divergence import forward_kl
 from preceptor.losses.hard import hard_loss
 from preceptor.losses.numeric import upcast
-from preceptor.miniature.centroids import beside_means
+from preceptor.miniature.centroids import as_wide, beside_means
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
-from preceptor.miniature.worlds import World, blobs_world, mnist_world, seeded
-from preceptor.models.embeddings import embed
-from preceptor.models.reference import MLP, build
+from preceptor.miniature.worlds import blobs_world, mnist_world
+from preceptor.models.embeddings import Projector, embed
 from preceptor.teachers.means import means_by_class
 
 CARD = Card(
@@ -130,17 +132,6 @@ def _directions(class_means: Tensor, labels: Tensor) -> Tensor:
     return F.normalize(class_means.detach(), dim=1).index_select(0, labels.long())
 
 
-class Projector(nn.Sequential):
-    """Student embeddings (N, D_s) -> (N, D_t): normalisation, dropout and a linear layer, or the linear layer alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the projected embeddings; one example alone is normalised by running statistics."""
-        if len(input) > 1:
-            return super().forward(input)
-        with evaluating(self[0]):
-            return super().forward(input)
-
-
 @dataclass(frozen=True, kw_only=True)
 class NDLoss(Method):
     """Classic distillation with the ND loss (KD++). The role ``projector`` maps student embeddings where widths differ."""
@@ -150,6 +141,7 @@ class NDLoss(Method):
     temperature: float = 4.0  # T > 0; the paper's code, CIFAR-100
     hard_weight: float = 1.0  # weight of the cross-entropy, >= 0; the paper's code, CIFAR-100
     warmup_epochs: int = 20  # epochs in which the soft weight grows from 0, 0: none; the paper's code, CIFAR-100
+    base: str | Mapping[str, Any] | None = None  # slug, or {name, hyper-parameters}, as in Sec. 4; None: the classic terms above
     mode: Mode = "nd"  # the paper; the others are its ablations
     norm: Literal["batch", "none"] = "batch"  # of the projector; the paper's code. "none": linear, examples never influence each other
     student_layer: str = ""  # where the embedding is read; the paper: before the class head, which is found where none is given
@@ -163,6 +155,8 @@ class NDLoss(Method):
         for name in ("nd_weight", "soft_weight", "hard_weight", "warmup_epochs"):
             if not vars(self)[name] >= 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {vars(self)[name]}")
+
+        self._base()
 
     def extra_roles(self, roles: Roles, batch: Batch) -> dict[str, nn.Module]:
         """Return the projector, which does nothing where the widths agree."""
@@ -197,13 +191,31 @@ class NDLoss(Method):
         """Return the hard and soft terms and the ND loss, one value per example."""
         logits, embeddings = embed(roles["student"], batch["x"], self.student_layer)
         means = torch.as_tensor(state.memory[_MEANS])
+        base = self._base()
         rise = min(state.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         nd = nd_loss(roles["projector"](embeddings), signal["embeddings"], means, batch.get("targets", batch["y"]), mode=self.mode)
+        if base is not None:
+            hard, soft = base.items(logits, signal, batch, state)
+            return {**hard, **soft, "nd": self.nd_weight * nd}
         return {
             "hard": self.hard_weight * hard_loss(logits, batch),
             "soft": rise * self.soft_weight * self.temperature**2 * forward_kl(logits, signal["logits"], temperature=self.temperature),
             "nd": self.nd_weight * nd,
         }
+
+    def _base(self) -> LogitMethod | None:
+        """The method whose terms are kept; only one that needs nothing but the logits of student and teacher."""
+        if self.base is None:
+            return None
+        options = {"name": self.base} if isinstance(self.base, str) else dict(self.base)
+        slug = str(options.pop("name", ""))
+        unknown = set(options) - {field.name for field in read(slug).fields}
+        method = None if unknown else load(slug)(**options)
+        hooks = ("prepare", "after_step", "extra_roles", "weigh", "weighing_phases")
+        if not isinstance(method, LogitMethod) or method.coupled or any(vars(type(method)).get(hook) for hook in hooks):
+            what = f"{slug} with {sorted(unknown)}" if unknown else slug
+            raise ValueError(f"base: expected a method that needs logits of student and teacher alone, and its options, got {what}")
+        return method
 
 
 def miniature(seed: int, size: Size) -> Miniature:
@@ -217,7 +229,7 @@ def miniature(seed: int, size: Size) -> Miniature:
         "nd-4": (NDLoss(nd_weight=4.0), world.teacher),
         "cosine-1": (NDLoss(nd_weight=1.0, mode="cosine"), world.teacher),
     }
-    measured = beside_means(_as_wide(world, seed), arms, steps=steps, seed=seed)
+    measured = beside_means(as_wide(world, seed), arms, steps=steps, seed=seed)
     measured |= beside_means(world, {"projector-0": narrow[0.0], "projector-1": narrow[1.0]}, steps=steps, seed=seed)
     claim = partial(Claim, method="nd-loss", baseline="nd-0")
     more = partial(Claim, method="nd-loss", baseline="nd-4", direction="lower")
@@ -236,12 +248,3 @@ def miniature(seed: int, size: Size) -> Miniature:
             "students have the teacher's width before the class head, but for the projector arms",
         ),
     )
-
-
-def _as_wide(world: World, seed: int) -> World:
-    """The same task with students whose embeddings are as wide as the teacher's."""
-    student, teacher = world.student(), world.teacher
-    assert isinstance(student, MLP)
-    assert isinstance(teacher, MLP)
-    config = {**student.config, "hidden": [*student.config["hidden"], teacher.config["hidden"][-1]]}
-    return replace(world, student=lambda: seeded(lambda: build(config), seed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from torch import nn
 
 from preceptor.core.method import Method, evaluating
 from preceptor.data.examples import Examples
-from preceptor.miniature.worlds import World, fit, measure
+from preceptor.miniature.worlds import World, fit, measure, seeded
 from preceptor.models.embeddings import embed
+from preceptor.models.reference import MLP, build
 from preceptor.teachers.means import means_by_class
 
 
@@ -40,6 +42,15 @@ def beside_means(
         fit(method, roles, world.train, steps=steps, seed=seed, valid=world.valid)
         measured[name] = measure(student, world) | _embeddings(student, roles.get("projector", nn.Identity()), world)
     return measured
+
+
+def as_wide(world: World, seed: int) -> World:
+    """The same task with students, MLPs, whose embeddings are as wide as the teacher's."""
+    student, teacher = world.student(), world.teacher
+    assert isinstance(student, MLP)
+    assert isinstance(teacher, MLP)
+    config = {**student.config, "hidden": [*student.config["hidden"], teacher.config["hidden"][-1]]}
+    return replace(world, student=lambda: seeded(lambda: build(config), seed))
 
 
 def _all(part: Examples) -> dict:

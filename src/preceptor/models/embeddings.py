@@ -1,4 +1,4 @@
-"""The embedding of an example: what the last linear layer of a classifier, its class head, is called with."""
+"""The embedding of an example: what the last linear layer of a classifier, its class head, is called with; and maps between embeddings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from preceptor.core.method import evaluating
 from preceptor.models.taps import find_layer, forward, layer_names
 
 
@@ -42,3 +43,14 @@ def embed(model: nn.Module, inputs: Tensor | Mapping[str, Any], layer: str = "")
     if embeddings.ndim != 2:
         raise ValueError(f"layers: expected a vector per example (N, D) at {layer!r}, got {tuple(embeddings.shape)}")
     return output.logits, embeddings
+
+
+class Projector(nn.Sequential):
+    """Student embeddings (N, D_s) -> (N, D_t): normalisation, dropout and a linear layer, or the linear layer alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the projected embeddings; one example alone is normalised by running statistics."""
+        if len(input) > 1:
+            return super().forward(input)
+        with evaluating(self[0]):
+            return super().forward(input)
