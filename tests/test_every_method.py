@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.needs import options_for, student_parts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.catalog import FOLDER, load, read, slugs
@@ -20,7 +21,6 @@ from preceptor.core.stream import as_stream
 from preceptor.data.examples import examples_from
 from preceptor.data.sources import Source
 from preceptor.models.reference import build
-from preceptor.teachers.aspects import AspectBank
 from preceptor.training import Training
 from preceptor.trial import make_accelerator
 
@@ -34,33 +34,14 @@ TRAINED = pytest.mark.parametrize("slug", METHODS)
 def make(slug):
     """The last stage of a method, with layers where it needs features, and its networks."""
     torch.manual_seed(0)
-    parts = {"subclasses": 2} if "subclasses" in read(slug).card.needs else {}
-    teacher, student = [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT | parts).double()]
-    names = {field.name for field in read(slug).fields}
-    layers = {"student_layers": ("block1",), "teacher_layers": ("block2",)} if "student_layers" in names else {}
-    chosen = {
-        "norm": "none",
-        "max_new_tokens": 4,
-        "reward": first_token_is_even,
-        "verifier": first_token_is_even,
-        "floor": 0.05,
-        "box": None,
-        "aspects": bank(),
-    }
-    options = layers | {name: value for name, value in chosen.items() if name in names}
-    method = load(slug)(**options)
+    teacher, student = (
+        [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT | student_parts(slug)).double()]
+    )
+    norm = {"norm": "none"} if "norm" in {field.name for field in read(slug).fields} else {}
+    method = load(slug)(**options_for(slug), **norm)
     stage = method.stages(teacher, student)[-1]
     assert stage.student is student
     return stage.method, {"student": student, "teacher": teacher}
-
-
-def bank():
-    """Answers to two questions about every image."""
-    return AspectBank(("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0)))
-
-
-def first_token_is_even(batch, completions):
-    return completions.ids[:, 0] % 2 == 0
 
 
 def speaks(slug):

@@ -1,0 +1,33 @@
+"""What a method of the catalogue needs besides a student and a teacher, for the tests that go through all of them."""
+
+import torch
+
+from preceptor.catalog import read
+from preceptor.methods.multi_aspect import AspectBank
+
+
+def options_for(slug):
+    """Hyper-parameters without which it would not run on the tests' small networks and random inputs."""
+    chosen = {
+        "student_layers": ("block1",),
+        "teacher_layers": ("block2",),
+        "max_new_tokens": 4,
+        "reward": first_token_is_even,
+        "verifier": first_token_is_even,
+        "floor": 0.05,
+        "box": None,
+        "aspects": AspectBank(
+            ("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+        ),
+    }
+    names = {field.name for field in read(slug).fields}
+    return {name: value for name, value in chosen.items() if name in names}
+
+
+def first_token_is_even(batch, completions):
+    return completions.ids[:, 0] % 2 == 0
+
+
+def student_parts(slug):
+    """What is added to the configuration of a reference student."""
+    return {"subclasses": 2} if "subclasses" in read(slug).card.needs else {}
