@@ -177,7 +177,7 @@ class TGeoKD(LogitMethod):
         weights = {name: p.detach().requires_grad_() for name, p in student.named_parameters() if p.requires_grad}
         seen = self._seen(logits_at(student, {}, batch["x"]), signal, batch, state)
         alpha = self._alpha(seen, roles)
-        state.log["alpha"] = float(alpha.double().mean())
+        state.log["alpha"] = float(alpha.detach().double().mean())
 
         def terms(at: Weights) -> tuple[Terms, Terms]:
             return whole.items(logits_at(student, at, batch["x"]), signal, batch, state)
