@@ -35,6 +35,11 @@ class LogitMethod(Method):
 
     balances: ClassVar[bool] = False  # `weigh` shifts weight between hard and soft terms: it needs both, and the teacher's logits
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Which of ``hard`` and ``soft`` have terms."""
+        return ("hard",) if type(self).soft is LogitMethod.soft else ("hard", "soft")
+
     def transform(self, student: Tensor, teacher: Tensor, batch: Batch, state: State) -> tuple[Tensor, Tensor]:
         """Return the logits (N, ..., C) that the soft terms are to see; gradients flow through the student's."""
         return student, teacher
@@ -45,6 +50,10 @@ class LogitMethod(Method):
 
     def soft(self, logits: Tensor, signal: Signal, batch: Batch, state: State) -> Terms:
         """Return the terms that learn from the teacher, one value per item."""
+        return {}
+
+    def extra_terms(self, logits: Tensor, batch: Batch, roles: Roles, state: State) -> Terms:
+        """Return terms that need more than logits, such as another forward pass; they are not weighed."""
         return {}
 
     def weigh(self, logits: Tensor, signal: Signal, batch: Batch, roles: Roles, state: State) -> tuple[Tensor, Tensor] | None:
@@ -79,9 +88,11 @@ class LogitMethod(Method):
         logits = forward(roles["student"], batch["x"]).logits
         hard, soft = self.items(logits, signal, batch, state)
         weights = self.weigh(logits.detach(), signal, batch, roles, state)
-        if weights is None:
-            return hard | soft
-        return {name: weights[0] * term for name, term in hard.items()} | {name: weights[1] * term for name, term in soft.items()}
+        if weights is not None:
+            hard, soft = (
+                {name: weight * term for name, term in terms.items()} for weight, terms in zip(weights, (hard, soft), strict=True)
+            )
+        return hard | soft | self.extra_terms(logits, batch, roles, state)
 
     def phases(self) -> tuple[Phase, ...]:
         """Those that train what weighs the examples, then one that trains the student."""
@@ -118,6 +129,10 @@ class Composed(LogitMethod):
     def soft(self, logits: Tensor, signal: Signal, batch: Batch, state: State) -> Terms:
         """The base's terms."""
         return self._logits().soft(logits, signal, batch, state)
+
+    def extra_terms(self, logits: Tensor, batch: Batch, roles: Roles, state: State) -> Terms:
+        """The base's terms."""
+        return self._logits().extra_terms(logits, batch, roles, state)
 
     def weigh(self, logits: Tensor, signal: Signal, batch: Batch, roles: Roles, state: State) -> tuple[Tensor, Tensor] | None:
         """The weighing method's factors, else the base's."""
@@ -206,8 +221,11 @@ def compose(base: Method, *, transform: Method | None = None, weight: Method | N
             raise ValueError(f"method.{name}: expected a base without one of its own, got {type(base).__name__}")
         if (type(base).loss, type(base).phases) != (LogitMethod.loss, LogitMethod.phases):
             raise ValueError(f"method.{name}: expected a base whose loss is made of pieces, got {type(base).__name__}")
-        if type(base).soft is LogitMethod.soft and (name == "transform" or getattr(part, "balances", False)):
+        balances = name == "weight" and getattr(part, "balances", False)
+        if "soft" not in base.sides and (name == "transform" or balances):
             raise ValueError(f"method.{name}: expected a base that learns from the teacher's logits, got {type(base).__name__}")
+        if "hard" not in base.sides and balances:
+            raise ValueError(f"method.{name}: expected a base with terms of labels and terms of the teacher, got {type(base).__name__}")
     if cap is not None and not hasattr(cap, "limit"):
         raise ValueError(f"method.cap: expected a method that offers one, got {type(cap).__name__}, which does not")
     if cap is not None and (base.gradient_free or hasattr(base, "limit")):

@@ -207,6 +207,15 @@ def test_solvers():
         conjugate_gradients(lambda v: -v, target, iterations=3)
 
 
+def test_where_curvature_is_not_positive_gradients_may_stop_before():
+    target = torch.tensor([1.0, 2.0, 3.0]).double()
+    assert torch.equal(conjugate_gradients(lambda v: -v, target, iterations=3, truncate=True), target)
+    saddle = torch.tensor([1.0, 0.5, -0.01]).double()
+    found = conjugate_gradients(lambda v: saddle * v, target, iterations=9, truncate=True)
+    assert found @ target > 0
+    assert found @ (saddle * found) > 0  # the last step it took was down
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

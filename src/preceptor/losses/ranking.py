@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def plackett_luce_nll(scores: Tensor, ranking: Tensor, weights: Tensor | None = 
     scores = log_probs(scores) if any_masked(scores) else upcast(scores)
     weights = torch.ones_like(scores) if weights is None else weights.detach().to(scores).expand_as(scores)
     if scores.numel() and (scores.detach().amax(-1) - scores.detach().amin(-1)).amax() < _SPREAD[scores.dtype]:
-        return _RankedNll.apply(scores, ranking, weights)  # pyright: ignore[reportReturnType]
+        return _ranked_nll(scores, ranking, weights)
     ranked = scores.gather(-1, ranking)
     return (weights * (ranked.flip(-1).logcumsumexp(-1).flip(-1) - ranked)).sum(dim=-1)
 
@@ -74,21 +74,42 @@ _SPREAD = {torch.float32: 70.0, torch.float64: 600.0}
 
 
 class _RankedNll(torch.autograd.Function):
-    """The likelihood by plain sums; its gradient in closed form, which autograd can derive once more."""
+    """The likelihood by plain sums; its gradient in closed form, which autograd can derive once more, also forwards."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, ranking: Tensor, weights: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(scores: Tensor, ranking: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ranked, worths, rest = _worths(scores, ranking)
-        ctx.save_for_backward(scores, ranking, weights, worths, rest)
-        return rest.log().sub_(ranked).mul_(weights).sum(dim=-1).clamp_(min=0)
+        return rest.log().sub_(ranked).mul_(weights).sum(dim=-1).clamp_(min=0), worths, rest
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        worths, rest = output[1], output[2]
+        ctx.mark_non_differentiable(worths, rest)
+        ctx.save_for_backward(*inputs, worths, rest)
+        ctx.save_for_forward(*inputs, worths, rest)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         scores, ranking, weights, worths, rest = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient itself is to be derived
             _, worths, rest = _worths(scores, ranking)
-        slopes = (weights / rest).cumsum(dim=-1) * worths - weights
-        return torch.zeros_like(scores).scatter(-1, ranking, slopes * upstream.unsqueeze(-1)), None, None
+        slopes = _slopes(weights, worths, rest) * upstream.unsqueeze(-1)
+        return torch.zeros_like(scores).scatter(-1, ranking, slopes), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _, ranking, weights, worths, rest = ctx.saved_tensors
+        return (_slopes(weights, worths, rest) * tangent.gather(-1, ranking)).sum(dim=-1), None, None
+
+
+def _ranked_nll(scores: Tensor, ranking: Tensor, weights: Tensor) -> Tensor:
+    return cast(tuple[Tensor, ...], _RankedNll.apply(scores, ranking, weights))[0]
+
+
+def _slopes(weights: Tensor, worths: Tensor, rest: Tensor) -> Tensor:
+    return (weights / rest).cumsum(dim=-1) * worths - weights
 
 
 def _worths(scores: Tensor, ranking: Tensor) -> tuple[Tensor, Tensor, Tensor]:

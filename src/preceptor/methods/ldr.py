@@ -84,6 +84,11 @@ class LDR(LogitMethod):
         if self.member != "kl" and self.adaptive != "none":
             raise ValueError(f"adaptive: expected none for the member {self.member}, got {self.adaptive!r}")
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Labels, and the teacher where it counts."""
+        return ("hard", "soft") if self.soft_weight else ("hard",)
+
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
         """Return the teacher's logits where they count."""
         if self.soft_weight == 0:

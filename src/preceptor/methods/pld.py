@@ -148,6 +148,11 @@ class PLD(LogitMethod):
         else:
             check_weights(torch.tensor(self.weights), torch.empty(len(self.weights)))
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """One term, in which labels and teacher are not apart."""
+        return ("soft",)
+
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
         """Return the teacher's logits."""
         return {"logits": forward(roles["teacher"], batch["x"]).logits}

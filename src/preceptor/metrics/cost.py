@@ -205,7 +205,7 @@ def take(inputs: Inputs, size: int) -> Inputs:
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     """Return the inputs on ``device``."""
     if isinstance(inputs, Mapping):
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     return inputs.to(device)
 
 

@@ -54,7 +54,8 @@ def influence_scores(
         model: not changed.
         train: batches, on the model's device.
         valid: batches, likewise; their weights do not count.
-        curvature: H; Gauss-Newton is positive also away from a minimum.
+        curvature: H; Gauss-Newton is positive also away from a minimum, where the losses are convex in the logits. Where they are not, as
+            of standardised logits, conjugate gradients stop before the first direction that is not.
         solver: how the linear system is solved.
         layers: which parameters count.
         damping: added to H, > 0.
@@ -84,7 +85,10 @@ def influence_scores(
             def product(vector: Tensor) -> Tensor:
                 return _product(model, weights, train, vector, curvature) + damping * vector
 
-            direction = (conjugate_gradients if solver == "cg" else lissa)(product, upward, iterations=iterations)
+            if solver == "cg":
+                direction = conjugate_gradients(product, upward, iterations=iterations, truncate=curvature == "gauss-newton")
+            else:
+                direction = lissa(product, upward, iterations=iterations)
     step = _unflat(direction, weights)
     found = [along(lambda w, part=part: part.losses(logits_at(model, w, part.inputs)), weights, step)[1] for part in train]
     if not sum(map(len, found)):
@@ -92,7 +96,9 @@ def influence_scores(
     return -torch.cat(found)
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, *, iterations: int, tolerance: float = 1e-10) -> Tensor:
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], target: Tensor, *, iterations: int, tolerance: float = 1e-10, truncate: bool = False
+) -> Tensor:
     """Solve A v = g for a positive A that is known by its products with vectors.
 
     Args:
@@ -100,12 +106,13 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, *, 
         target: g, shape (P,).
         iterations: at most so many products.
         tolerance: relative residual at which to stop.
+        truncate: stop before a direction without positive curvature, at g itself where it is the first, instead of an error.
 
     Returns:
         v, shape (P,).
 
     Raises:
-        ValueError: a direction has no positive curvature.
+        ValueError: a direction has no positive curvature, and ``truncate`` is off.
     """
     solution, residual = torch.zeros_like(target), target.clone()
     direction, size = residual.clone(), residual @ residual
@@ -115,6 +122,8 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, *, 
             break
         image = product(direction)
         curved = direction @ image
+        if truncate and not curved > 0:
+            return solution if solution.any() else target
         if not curved > 0:
             raise ValueError(f"curvature: expected positive, got {float(curved):.3g}; take gauss-newton, or more damping")
         length = size / curved
