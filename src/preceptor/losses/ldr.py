@@ -127,6 +127,8 @@ def adapted(scores: Tensor, lam: Tensor, *, base: float, strength: float, shift:
     scores = scores.detach()
     p = (scores / lam.to(scores).unsqueeze(-1)).softmax(dim=-1) + shift
     p = p / p.sum(dim=-1, keepdim=True)
+    if scores.shape[-1] < 2:
+        raise ValueError(f"logits: expected at least 2 classes to adapt lambda to, got {scores.shape[-1]}")
     share = 1 - torch.special.entr(p).sum(dim=-1) / math.log(scores.shape[-1])
     return base * (1 - share.clamp(0, 1) / strength)
 

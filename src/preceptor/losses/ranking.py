@@ -84,14 +84,14 @@ class _RankedNll(torch.autograd.Function):
         return rest.log().sub_(ranked).mul_(weights).sum(dim=-1).clamp_(min=0), worths, rest
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         worths, rest = output[1], output[2]
         ctx.mark_non_differentiable(worths, rest)
         ctx.save_for_backward(*inputs, worths, rest)
         ctx.save_for_forward(*inputs, worths, rest)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         scores, ranking, weights, worths, rest = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient itself is to be derived
             _, worths, rest = _worths(scores, ranking)
@@ -99,7 +99,7 @@ class _RankedNll(torch.autograd.Function):
         return torch.zeros_like(scores).scatter(-1, ranking, slopes), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def jvp(ctx: Any, tangent: Tensor, *unused: Any) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         _, ranking, weights, worths, rest = ctx.saved_tensors
         return (_slopes(weights, worths, rest) * tangent.gather(-1, ranking)).sum(dim=-1), None, None
 
