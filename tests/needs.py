@@ -16,6 +16,10 @@ def options_for(slug):
         "verifier": first_token_is_even,
         "floor": 0.05,
         "box": None,
+        "projector_width": 8,
+        "bottleneck": 4,
+        "num_outputs": 6,
+        "interpolation": 0.3,
         "aspects": AspectBank(
             ("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
         ),
