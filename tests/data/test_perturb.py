@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+import torchattacks
 from torch import nn
 
 from preceptor.data.perturb import ascend, fgsm, margin_attack, pgd, random_search
@@ -68,7 +69,6 @@ def test_the_first_gradient_is_taken_at_the_start():
 
 
 def test_pgd_equals_torchattacks():
-    torchattacks = pytest.importorskip("torchattacks")
     net, (x, y) = model().eval(), batch()
     theirs = torchattacks.PGD(net, eps=0.1, alpha=0.02, steps=7, random_start=False)(x, y)
     torch.testing.assert_close(pgd(net, x, y, epsilon=0.1, step_size=0.02, steps=7), theirs)

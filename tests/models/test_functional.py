@@ -120,3 +120,24 @@ def test_a_language_model():
     _, close = along(lambda w: logits_at(model, w, x), weights, direction, differences=True)
     assert value.shape == slope.shape == (2, 5, 11)
     torch.testing.assert_close(slope, close, rtol=1e-5, atol=1e-5)
+
+
+class OldStyle(torch.autograd.Function):
+    """Without `setup_context`, which function transforms ask for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return 2 * ctx.saved_tensors[0] * upstream
+
+
+def test_differences_where_transforms_are_refused_and_errors_of_the_function_come_through():
+    weights, direction = {"w": torch.tensor([1.0, 3.0]).double()}, {"w": torch.tensor([1.0, -1.0]).double()}
+    _, slope = along(lambda w: OldStyle.apply(w["w"]), weights, direction)
+    torch.testing.assert_close(slope, torch.tensor([2.0, -6.0]).double(), rtol=1e-6, atol=1e-6)
+    with pytest.raises(RuntimeError, match="must match"):
+        along(lambda w: w["w"] + torch.zeros(3), weights, direction)

@@ -64,7 +64,7 @@ def along(
         try:
             value, slope, *_ = jvp(function, (weights,), (dict(direction),))
             return value, slope
-        except NotImplementedError:
+        except (NotImplementedError, RuntimeError):  # what torch says of a missing forward mode; any other error comes again below
             pass
     size = float(torch.stack([value.double().norm() for value in weights.values()]).norm())
     length = float(torch.stack([value.double().norm() for value in direction.values()]).norm())
