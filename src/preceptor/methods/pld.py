@@ -118,8 +118,9 @@ def _choice_weights(weights: Weights, teacher: Tensor, ranking: Tensor, temperat
     classes = teacher.shape[-1]
     if weights == "teacher":
         teacher = upcast(teacher)
-        probs = log_probs(teacher, temperature=temperature).exp() if any_masked(teacher) else (teacher / temperature).softmax(dim=-1)
-        return probs.gather(-1, ranking)
+        if any_masked(teacher):
+            return log_probs(teacher, temperature=temperature).exp().gather(-1, ranking)
+        return (teacher if temperature == 1 else teacher / temperature).softmax(dim=-1).gather(-1, ranking)
     if weights == "uniform":
         numbers = np.full(classes, 1 / classes)
     elif weights == "ce":
