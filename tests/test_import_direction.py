@@ -20,6 +20,7 @@ LAYERS = [
     {"studies.study", "studies.workers", "export", "export_check"},
     {"recipe", "progress"},
     {"execute", "caching"},
+    {"commands"},
     {"cli"},
 ]
 ANYWHERE = {"catalog", "core.types", ""}  # torch-free leaves

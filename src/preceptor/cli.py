@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+
+from preceptor.commands.shared import AsJson, Out, Overrides, RecipePath, Resume, bars, checked, fail
 
 app = typer.Typer(
     name="preceptor",
@@ -22,54 +22,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/ and the recipe's name.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-RecipePath = Annotated[Path, typer.Argument(help="A YAML file, see recipes/.", metavar="RECIPE")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change, such as method.temperature=2.", metavar="[KEY=VALUE]...")]
-
 
 def main() -> NoReturn:
     """Run the command line; the entry point. Modules of the working directory can be named in recipes."""
     sys.path.insert(0, "")
     app()
     raise SystemExit(0)
-
-
-def _fail(message: object, code: int) -> NoReturn:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-@contextmanager
-def _checked(resume: str = "") -> Iterator[None]:
-    """Turn what can go wrong into one line and the right exit status; ``resume`` is the command that goes on."""
-    from preceptor.core.method import NonFinite
-    from preceptor.core.run import Interrupted
-    from preceptor.core.state import CheckpointError
-
-    hint = f"; go on with: {resume}" if resume else ""
-    try:
-        yield
-    except Interrupted as stop:
-        print(f"stopped: {stop}{hint}", file=sys.stderr)
-        raise typer.Exit(stop.exit_code) from None
-    except NonFinite as error:
-        _fail(f"{error}{hint}", 1)
-    except (CheckpointError, ValueError, TypeError, ImportError) as error:
-        _fail(error, 2)
-    except OSError as error:
-        _fail(f"{error}{hint}", 1)
-
-
-@contextmanager
-def _bars() -> Iterator[Any]:
-    from rich.console import Console
-
-    from preceptor.progress import Bars
-
-    with Bars(Console(stderr=True)) as bars:
-        yield bars
 
 
 @app.command("list")
@@ -108,7 +66,7 @@ def show(slug: Annotated[str, typer.Argument(help="A method of `preceptor list`.
     try:
         entry = read(slug)
     except ValueError as error:
-        _fail(error, 2)
+        fail(error, 2)
     print(json.dumps(asdict(entry), indent=1) if as_json else describe(entry))
 
 
@@ -117,12 +75,12 @@ def distill(recipe: RecipePath, overrides: Overrides = None, out: Out = None, re
     """Train one student by the recipe's method, measure it, save it, write its report."""
     folder = out or Path("runs") / recipe.stem
     go_on = f"preceptor distill {' '.join([str(recipe), *(overrides or [])])} --out {folder} --resume"
-    with _checked(go_on), _bars() as bars:
+    with checked(go_on), bars() as shown:
         from preceptor.execute import run_distill
         from preceptor.recipe import read_recipe
 
         described = read_recipe(recipe, overrides or [])
-        result = run_distill(described, out=folder, resume=resume, bars=bars)
+        result = run_distill(described, out=folder, resume=resume, bars=shown)
     _print_result(result.result, as_json, folder)
 
 
@@ -142,12 +100,12 @@ def compare(
     changes += [f"study.methods=[{methods}]"] if methods else []
     changes += [f"study.seeds={seeds}"] if seeds else []
     go_on = f"preceptor compare {' '.join([str(recipe), *changes])} --out {folder} --resume"
-    with _checked(go_on), _bars() as bars:
+    with checked(go_on), bars() as shown:
         from preceptor.execute import run_compare
         from preceptor.recipe import read_recipe
 
         described = read_recipe(recipe, changes)
-        study = run_compare(described, out=folder, resume=resume, bars=bars)
+        study = run_compare(described, out=folder, resume=resume, bars=shown)
     _print_result(study.result, as_json, folder)
 
 
@@ -162,11 +120,11 @@ def cache(
 ) -> None:
     """Ask the recipe's teacher about every training example once and keep its answers; again after a stop, it goes on."""
     go_on = f"preceptor cache {' '.join([str(recipe), *(overrides or [])])}{f' --out {out}' if out else ''}"
-    with _checked(go_on), _bars() as bars:
+    with checked(go_on), bars() as shown:
         from preceptor.caching import run_cache
         from preceptor.recipe import read_recipe
 
-        made = run_cache(read_recipe(recipe, overrides or []), out=out, name=recipe.stem, bars=bars)
+        made = run_cache(read_recipe(recipe, overrides or []), out=out, name=recipe.stem, bars=shown)
     facts = {"folder": str(made.folder), "items": made.items, "bytes_per_item": made.bytes_per_item, "kl_bound": made.kl_bound}
     print(json.dumps(facts, indent=1) if as_json else f"cache: {made}\nuse it with: teacher.cache={made.folder}")
 
@@ -174,10 +132,10 @@ def cache(
 @app.command()
 def evaluate(run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")], as_json: AsJson = False) -> None:
     """Measure a saved student again on the test part of its recipe."""
-    with _checked(), _bars() as bars:
+    with checked(), bars() as shown:
         from preceptor.execute import run_evaluate
 
-        metrics = run_evaluate(run, bars)
+        metrics = run_evaluate(run, shown)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:
@@ -195,10 +153,10 @@ def reproduce(
 ) -> None:
     """Run a method's own experiment over seeds and say whether its claim shows."""
     if every == (slug is not None):
-        _fail("reproduce: expected a slug or --all, one of the two", 2)
+        fail("reproduce: expected a slug or --all, one of the two", 2)
     from dataclasses import asdict
 
-    with _checked(), _bars() as bars:
+    with checked(), bars() as shown:
         from preceptor.catalog import read, slugs
         from preceptor.miniature.run import reproduce as run_miniature
 
@@ -206,7 +164,7 @@ def reproduce(
         chosen = claiming if every else [read(str(slug)).card.slug]
         if chosen[0] not in claiming:
             raise ValueError(f"slug: expected a method with a claim of its own, got {slug!r}, a baseline")
-        found = [run_miniature(name, seeds=range(seeds), size=size, verdicts=verdicts, progress=bars.say) for name in chosen]
+        found = [run_miniature(name, seeds=range(seeds), size=size, verdicts=verdicts, progress=shown.say) for name in chosen]
     if as_json:
         print(json.dumps([measurements.to_json() for measurements in found], indent=1))
         return
@@ -226,12 +184,12 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a saved student and check it in a fresh process: agreement, size, latency."""
-    with _checked(), _bars() as bars:
+    with checked(), bars() as shown:
         from dataclasses import asdict
 
         from preceptor.execute import run_export
 
-        found = asdict(run_export(run, bars, to=to, out=out))
+        found = asdict(run_export(run, shown, to=to, out=out))
     print(json.dumps(found, indent=1) if as_json else "\n".join(f"{name:18} {value}" for name, value in found.items()))
 
 
@@ -248,7 +206,7 @@ def docs(
         out.write_text(page, encoding="utf-8")
         print(out)
     elif not out.exists() or out.read_text(encoding="utf-8") != page:
-        _fail(f"docs: {out} is stale, run: preceptor docs --out {out}", 1)
+        fail(f"docs: {out} is stale, run: preceptor docs --out {out}", 1)
 
 
 def _print_result(result: dict[str, Any], as_json: bool, folder: Path) -> None:
