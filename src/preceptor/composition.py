@@ -34,11 +34,24 @@ class LogitMethod(Method):
     """
 
     balances: ClassVar[bool] = False  # `weigh` shifts weight between hard and soft terms: it needs both, and the teacher's logits
+    soft_weight: float = 1.0  # of the soft terms, a field of methods whose teacher is optional: 0: there are none, and no teacher is asked
 
     @property
     def sides(self) -> tuple[str, ...]:
         """Which of ``hard`` and ``soft`` have terms."""
-        return ("hard",) if type(self).soft is LogitMethod.soft else ("hard", "soft")
+        return ("hard",) if type(self).soft is LogitMethod.soft or self.soft_weight == 0 else ("hard", "soft")
+
+    def optional_logits(self, batch: Batch, roles: Roles) -> Signal:
+        """Return the teacher's logits where there are soft terms: the `signal` of methods that need no teacher otherwise.
+
+        Raises:
+            ValueError: there are soft terms, and no teacher.
+        """
+        if "soft" not in self.sides:
+            return {}
+        if "teacher" not in roles:
+            raise ValueError(f"soft_weight: expected 0 without a teacher, got {self.soft_weight}")
+        return {"logits": forward(roles["teacher"], batch["x"]).logits}
 
     def transform(self, student: Tensor, teacher: Tensor, batch: Batch, state: State) -> tuple[Tensor, Tensor]:
         """Return the logits (N, ..., C) that the soft terms are to see; gradients flow through the student's."""
@@ -222,6 +235,8 @@ def compose(base: Method, *, transform: Method | None = None, weight: Method | N
         if (type(base).loss, type(base).phases) != (LogitMethod.loss, LogitMethod.phases):
             raise ValueError(f"method.{name}: expected a base whose loss is made of pieces, got {type(base).__name__}")
         balances = name == "weight" and getattr(part, "balances", False)
+        if name == "weight" and base.coupled:
+            raise ValueError(f"method.weight: expected a base with a loss of each example alone, got {type(base).__name__}")
         if "soft" not in base.sides and (name == "transform" or balances):
             raise ValueError(f"method.{name}: expected a base that learns from the teacher's logits, got {type(base).__name__}")
         if "hard" not in base.sides and balances:

@@ -182,6 +182,24 @@ def test_a_masked_class_takes_no_part():
         )
 
 
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("normalise", ["none", "l1", "softplus"])
+def test_a_row_of_masked_classes_alone_counts_as_uniform_and_has_no_gradient(member, normalise):
+    logits = random_logits(6, 5)
+    logits[2] = -torch.inf
+    logits.requires_grad_()
+    options = {"lam": 1.3, "margin": 0.4, "member": member, "top": 2, "normalise": normalise}
+    for targets in (LABELS, random_logits(6, 5, seed=1).softmax(-1)):
+        loss = ldr(logits, targets, **options)
+        torch.testing.assert_close(loss[2:3], ldr(torch.zeros(1, 5, dtype=torch.double), targets[2:3], **options))
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        assert gradient.isfinite().all()
+        assert (gradient[2] == 0).all()
+    lam = adapted(normalised(logits, normalise), torch.ones(6), base=1.0, strength=2.0)
+    assert lam.isfinite().all()
+    assert lam[2].item() == pytest.approx(1.0)
+
+
 def test_bad_input():
     logits = random_logits(2, 3)
     labels = torch.tensor([0, 1])

@@ -4,7 +4,8 @@ Zhu, Ying, Yang 2023 (arXiv:2112.14869). With scores f of K classes, the label y
     loss = max_{p in Omega} sum_k p_k m_k - lambda R(p).
 Members: ``kl``, R = KL(p || 1 / K): lambda log mean_k e^(m_k / lambda), p = softmax((f + c 1[. != y]) / lambda); ``cs``, R = 0: max_k m_k;
 ``top``, R = 0 and p_k <= 1 / j: the mean of the j largest m_k; ``l2``, R = |p - 1 / K|^2 / 2: p is a projection to the simplex.
-The gradient by f_k is p_k - 1[k = y] whatever lambda is. A class with a score of -inf takes no part.
+The gradient by f_k is p_k - 1[k = y] whatever lambda is. A class with a score of -inf takes no part; an item with no other
+counts as uniform and gets no gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def normalised(logits: Tensor, how: Normalise) -> Tensor:
     """Scores on the scale that lambda and margin are for, in float32 or float64; differentiated through.
 
     Args:
-        logits: shape (..., K); a class of -inf stays -inf.
+        logits: shape (..., K); a class of -inf stays -inf, a row of them alone counts as zeros.
         how: see `Normalise`; a row of zeros stays one.
     Returns:
         Shape (..., K).
@@ -42,14 +43,17 @@ def normalised(logits: Tensor, how: Normalise) -> Tensor:
     """
     check_choice(Normalise, how=how)
     logits = upcast(logits)
+    masked = torch.isneginf(logits) if any_masked(logits) else None
+    if masked is not None:
+        empty = masked.all(dim=-1, keepdim=True)
+        logits, masked = logits.masked_fill(empty, 0.0), masked & ~empty
     if how == "none":
         return logits
-    masked = torch.isneginf(logits) if any_masked(logits) else None
     scores = F.softplus(logits) if how == "softplus" else logits
     if masked is None:
         return scores / _length(scores.abs().mean(dim=-1, keepdim=True))
     scores = scores.masked_fill(masked, 0.0)
-    mean = scores.abs().sum(dim=-1, keepdim=True) / (~masked).sum(dim=-1, keepdim=True).clamp_min(1)
+    mean = scores.abs().sum(dim=-1, keepdim=True) / (~masked).sum(dim=-1, keepdim=True)
     return (scores / _length(mean)).masked_fill(masked, -torch.inf)
 
 
@@ -101,8 +105,8 @@ def ldr(
     check_labels(targets, logits)
     scores = normalised(logits, normalise)
     labels = targets.long().unsqueeze(-1)
-    own = _finite(scores.gather(-1, labels))
-    violations = scores - own
+    own = scores.gather(-1, labels)
+    violations = scores - (_finite(own) if any_masked(own) else own)
     if margin:
         violations = violations + margin
     return _member(violations.scatter(-1, labels, 0.0), lam, member, top)

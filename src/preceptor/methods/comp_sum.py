@@ -96,11 +96,6 @@ class CompSum(LogitMethod):
             if not vars(self)[name] >= 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {vars(self)[name]}")
 
-    @property
-    def sides(self) -> tuple[str, ...]:
-        """Labels, and the teacher where it counts."""
-        return ("hard", "soft") if self.soft_weight else ("hard",)
-
     def prepare(self, batch: Batch, roles: Roles, state: State) -> Batch:
         """Look for the inputs in the ball that move the differences most."""
         if self.nu == 0:
@@ -112,11 +107,7 @@ class CompSum(LogitMethod):
 
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
         """Return the teacher's logits where they count."""
-        if self.soft_weight == 0:
-            return {}
-        if "teacher" not in roles:
-            raise ValueError(f"soft_weight: expected 0 without a teacher, got {self.soft_weight}")
-        return {"logits": forward(roles["teacher"], batch["x"]).logits}
+        return self.optional_logits(batch, roles)
 
     def hard(self, logits: Tensor, batch: Batch, state: State) -> Terms:
         """Return the comp-sum loss of the labels, one value per item."""

@@ -35,7 +35,6 @@ from preceptor.methods.ce import CrossEntropy
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.noisy import Digits, few_digits, measured, taught
 from preceptor.miniature.run import Miniature, Size
-from preceptor.models.taps import forward
 
 CARD = Card(
     slug="ldr",
@@ -84,18 +83,9 @@ class LDR(LogitMethod):
         if self.member != "kl" and self.adaptive != "none":
             raise ValueError(f"adaptive: expected none for the member {self.member}, got {self.adaptive!r}")
 
-    @property
-    def sides(self) -> tuple[str, ...]:
-        """Labels, and the teacher where it counts."""
-        return ("hard", "soft") if self.soft_weight else ("hard",)
-
     def signal(self, batch: Batch, roles: Roles, state: State) -> Signal:
         """Return the teacher's logits where they count."""
-        if self.soft_weight == 0:
-            return {}
-        if "teacher" not in roles:
-            raise ValueError(f"soft_weight: expected 0 without a teacher, got {self.soft_weight}")
-        return {"logits": forward(roles["teacher"], batch["x"]).logits}
+        return self.optional_logits(batch, roles)
 
     def hard(self, logits: Tensor, batch: Batch, state: State) -> Terms:
         """Return the robust loss of the labels, one value per example; the table's new entries wait for the end of the step."""
