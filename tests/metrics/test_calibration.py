@@ -1,14 +1,29 @@
 import math
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.preprocessing import KBinsDiscretizer
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from preceptor.metrics.calibration import adaptive_ece, classwise_ece, ece, reliability_curve
+from preceptor.metrics.calibration import (
+    adaptive_ece,
+    classwise_ece,
+    confidence_brier,
+    correctness_auroc,
+    ece,
+    ks_error,
+    mce,
+    reliability_curve,
+)
 
-ERRORS = (ece, classwise_ece, adaptive_ece)
+quantile_ece = partial(adaptive_ece, edges="quantiles")
+BINNED = (ece, classwise_ece, adaptive_ece, quantile_ece, mce)
+ERRORS = (*BINNED, ks_error, partial(ks_error, classwise=True))
 
 
 def data(n=500, classes=5, seed=0):
@@ -86,13 +101,17 @@ def test_perfect_and_worst_calibration():
     assert math.isclose(ece(sure, wrong), 1)
     assert math.isclose(adaptive_ece(sure, wrong), 1)
     assert math.isclose(classwise_ece(sure, wrong), 2 / 3)
+    assert math.isclose(mce(sure, wrong), 1)
+    assert math.isclose(ks_error(sure, wrong), 1)
 
 
 def test_one_bin_is_the_gap_of_the_means():
     logits, labels = data()
     expected = abs(float((logits.argmax(1) == labels).double().mean() - logits.softmax(1).amax(1).mean()))
     assert math.isclose(ece(logits, labels, bins=1), expected, rel_tol=1e-9)
-    assert math.isclose(adaptive_ece(logits, labels, bins=1), expected, rel_tol=1e-9)
+    for error in (adaptive_ece, quantile_ece, mce):
+        assert math.isclose(error(logits, labels, bins=1), expected, rel_tol=1e-9)
+    assert expected <= ks_error(logits, labels) <= 1
 
 
 def test_order_of_examples_does_not_matter_even_among_ties():
@@ -123,9 +142,96 @@ def test_reliability_curve_gives_ece_back_and_leaves_empty_bins_out():
     assert math.isclose(weighted, ece(logits, labels), rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("metric", [*ERRORS, reliability_curve])
-def test_bad_input_is_named(metric):
+@pytest.mark.parametrize(("n", "bins"), [(40, 10), (500, 15), (37, 6), (400, 25), (30, 15), (3, 15), (1, 4)])
+@pytest.mark.parametrize("digits", [16, 2, 1])
+def test_quantile_bins_are_those_of_scikit_learn(n, bins, digits):
+    logits, labels = data(n=n)
+    confidence, predicted = logits.softmax(1).max(1)
+    if digits < 16:  # confidences occur more than once, or so often that quantiles coincide
+        confidence = confidence.round(decimals=digits).clamp(0.3, 0.9)
+        rest = ((1 - confidence) / 4)[:, None].expand(n, 5)
+        logits = rest.scatter(1, predicted[:, None], confidence[:, None]).log()
+        confidence, predicted = logits.softmax(1).max(1)
+    correct = (predicted == labels).double()
+    cutter = KBinsDiscretizer(bins, encode="ordinal", strategy="quantile", quantile_method="averaged_inverted_cdf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells of bins that it joined
+        index = cutter.fit_transform(confidence[:, None].numpy())[:, 0]
+    gaps = [abs(float((correct - confidence)[torch.from_numpy(index == m)].sum())) for m in np.unique(index)]
+    assert math.isclose(quantile_ece(logits, labels, bins=bins), sum(gaps) / n, rel_tol=1e-9)
+
+
+def test_both_kinds_of_equal_mass_agree_where_bins_are_full():
+    logits, labels = data(n=600)
+    assert math.isclose(adaptive_ece(logits, labels, bins=12), quantile_ece(logits, labels, bins=12), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_the_largest_gap(bins):
+    logits, labels = data()
+    expected = multiclass_calibration_error(logits.softmax(1), labels, num_classes=5, n_bins=bins, norm="max")
+    assert math.isclose(mce(logits, labels, bins=bins), float(expected), rel_tol=1e-5)  # torchmetrics computes in float32
+    curve = reliability_curve(logits, labels, bins=bins)
+    shares = [int(n) / 500 * abs(float(a - c)) for a, c, n in zip(curve.accuracy, curve.confidence, curve.count, strict=True)]
+    assert math.isclose(mce(logits, labels, bins=bins, weighted=True), max(shares), rel_tol=1e-12)
+    error = ece(logits, labels, bins=bins)
+    assert mce(logits, labels, bins=bins, weighted=True) - 1e-12 <= error <= mce(logits, labels, bins=bins) + 1e-12
+
+
+def test_ks_error_against_a_slow_loop():
+    logits, labels = data(n=60)
+    logits[:20] = logits[20:40]  # confidences that occur twice
+    probs = logits.softmax(1)
+
+    def largest(pairs):
+        sums = [abs(sum(p - hit for p, hit in pairs if p <= limit)) for limit, _ in pairs]
+        return max(sums) / len(pairs)
+
+    own = [(float(p.max()), float(p.argmax() == y)) for p, y in zip(probs, labels, strict=True)]
+    assert math.isclose(ks_error(logits, labels), largest(own), rel_tol=1e-9)
+    each = [largest([(float(p[c]), float(y == c)) for p, y in zip(probs, labels, strict=True)]) for c in range(5)]
+    assert math.isclose(ks_error(logits, labels, classwise=True), np.mean(each), rel_tol=1e-9)
+
+
+def test_ks_error_is_the_gap_of_the_means_where_all_are_right_or_all_wrong():
+    logits, _ = data()
+    confidence = logits.softmax(1).amax(1).mean()
+    assert math.isclose(ks_error(logits, logits.argmax(1)), 1 - confidence, rel_tol=1e-9)
+    assert math.isclose(ks_error(logits, logits.argmin(1)), confidence, rel_tol=1e-9)
+
+
+def test_brier_score_and_auroc_of_the_confidence_against_scikit_learn():
+    logits, labels = data()
+    logits[:50] = logits[50:100]  # ties
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = predicted == labels
+    assert math.isclose(confidence_brier(logits, labels).mean(), brier_score_loss(correct, confidence), rel_tol=1e-9)
+    assert math.isclose(correctness_auroc(logits, labels), roc_auc_score(correct, confidence), rel_tol=1e-9)
+    assert confidence_brier(logits, labels).shape == (500,)
+
+
+def test_auroc_of_perfect_reversed_and_silent_confidence():
+    sure, unsure = [0.9, 0.1], [0.6, 0.4]
+    logits = logits_of([sure, sure, unsure])
+    assert correctness_auroc(logits, torch.tensor([0, 0, 1])) == 1
+    assert correctness_auroc(logits, torch.tensor([1, 1, 0])) == 0
+    assert correctness_auroc(logits_of([sure, sure]), torch.tensor([0, 1])) == 0.5
+    assert correctness_auroc(logits, torch.tensor([0, 0, 0])).isnan()
+    assert correctness_auroc(logits, torch.tensor([1, 1, 1])).isnan()
+
+
+@pytest.mark.parametrize("metric", [*ERRORS, confidence_brier, correctness_auroc, reliability_curve])
+def test_no_examples_are_refused(metric):
     with pytest.raises(ValueError, match="logits: expected at least one example, got none"):
         metric(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("metric", [*BINNED, reliability_curve])
+def test_bad_bins_are_named(metric):
     with pytest.raises(ValueError, match="bins: expected at least 1, got 0"):
         metric(*data(), bins=0)
+
+
+def test_unknown_bins_are_named():
+    with pytest.raises(ValueError, match="edges: expected one of runs, quantiles, got 'width'"):
+        adaptive_ece(*data(), edges="width")

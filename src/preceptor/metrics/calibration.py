@@ -1,19 +1,25 @@
-"""Whether predicted probabilities mean what they say: calibration errors and the reliability curve.
+"""Whether predicted probabilities mean what they say: calibration errors, the reliability curve, and how confidence ranks right and wrong.
 
-Every error is a mean over examples of |observed frequency - predicted probability| between bins, in [0, 1], 0 for perfect calibration.
-They are statistics of a set: the mean of the errors of two halves is not the error of the whole. All are biased upwards on small sets.
+Every error compares predicted probabilities with observed frequencies, in [0, 1], 0 for perfect calibration. They are statistics of a set:
+the mean of the errors of two halves is not the error of the whole. All are biased upwards on small sets, so bins and
+examples belong beside them. Where only probabilities are at hand, their logarithms are logits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from preceptor.losses.checks import check_counts
+from preceptor.losses.checks import check_choice, check_counts
 from preceptor.metrics.checks import checked_pair
+
+Edges = Literal["runs", "quantiles"]
+"""Bins of equal mass: runs of examples whose lengths differ by one at most, or what lies between sample quantiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,30 +95,127 @@ def classwise_ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
     return _bin_sums(gap.flatten(), cell.flatten(), bins * num_classes).abs().sum() / (len(labels) * num_classes)
 
 
-def adaptive_ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:
-    """Expected calibration error of the predicted class, bins of equal mass.
+def adaptive_ece(logits: Tensor, labels: Tensor, *, bins: int = 15, edges: Edges = "runs") -> Tensor:
+    """Expected calibration error of the predicted class, bins of equal mass, in the formula of `ece`.
 
-    The bins of Nguyen and O'Connor 2015 (arXiv:1508.05154), in the formula of `ece`: examples sorted by confidence are cut into
-    ``bins`` runs whose lengths differ by one at most, the longer ones first.
+    ``runs``: the bins of Nguyen and O'Connor 2015 (arXiv:1508.05154): examples sorted by confidence are cut into ``bins`` runs whose
+    lengths differ by one at most, the longer ones first.
     Deviation: examples of one confidence count with their mean accuracy, so that the order of ties (many a confidence is exactly 1)
     does not matter.
+
+    ``quantiles``: bins [q_(m-1), q_m) between the m / M quantiles, the last one closed; examples of one confidence share a bin. So does
+    scikit-learn's KBinsDiscretizer (from 1.9 on; quantiles by averaged inverted CDF, bins narrower than 1e-8 joined), which the code of
+    Liu et al. 2024 (arXiv:2404.13016) calls. Both are the same where M divides N and no confidence occurs twice.
 
     Args:
         logits: shape (N, classes), N >= 1.
         labels: shape (N,), in [0, classes).
-        bins: >= 1; more bins than examples leaves one example per bin.
+        bins: M >= 1; more bins than examples leaves one example per bin.
+        edges: see `Edges`.
+    Returns:
+        0-dimensional, float64, in [0, 1].
+    Raises:
+        ValueError: bins < 1, or another word for edges; see `preceptor.metrics.checks.checked_pair` for the rest.
+    """
+    logits, labels = checked_pair(logits, labels)
+    check_counts(bins=bins)
+    check_choice(Edges, edges=edges)
+    confidence, correct = _confidence(logits, labels)
+    if edges == "quantiles":
+        cuts = np.percentile(confidence.cpu().numpy(), np.linspace(0, 100, bins + 1), method="averaged_inverted_cdf")
+        cuts = torch.from_numpy(cuts[np.ediff1d(cuts, to_begin=np.inf) > 1e-8][1:-1]).to(confidence.device)
+        index = torch.bucketize(confidence, cuts, right=True)
+        return _bin_sums(correct - confidence, index, len(cuts) + 1).abs().sum() / len(labels)
+    distinct, group = confidence.unique(sorted=True, return_inverse=True)
+    tie_accuracy = _bin_sums(correct, group, len(distinct)) / group.bincount(minlength=len(distinct))
+    gap = (tie_accuracy[group] - confidence)[confidence.argsort()]
+    return torch.stack([run.sum().abs() for run in gap.tensor_split(bins)]).sum() / len(labels)
+
+
+def mce(logits: Tensor, labels: Tensor, *, bins: int = 15, weighted: bool = False) -> Tensor:
+    """Maximum calibration error of the predicted class, over the bins of `ece` that are not empty.
+
+    Guo et al. 2017 (arXiv:1706.04599), Eq. 5: max_m |acc(B_m) - conf(B_m)|, at least `ece`.
+
+    Args:
+        logits: shape (N, classes), N >= 1.
+        labels: shape (N,), in [0, classes).
+        bins: >= 1.
+        weighted: multiply each gap by the bin's share of the examples: the largest summand of `ece`, at most that, another quantity. It
+            is what the code of Liu et al. 2024 (arXiv:2404.13016) calls MCE.
     Returns:
         0-dimensional, float64, in [0, 1].
     Raises:
         ValueError: bins < 1; see `preceptor.metrics.checks.checked_pair` for the rest.
     """
+    curve = reliability_curve(logits, labels, bins=bins)
+    gap = (curve.accuracy - curve.confidence).abs()
+    return (gap * curve.count / curve.count.sum() if weighted else gap).max()
+
+
+def ks_error(logits: Tensor, labels: Tensor, *, classwise: bool = False) -> Tensor:
+    """Kolmogorov-Smirnov calibration error: no bins.
+
+    Gupta et al. 2021 (arXiv:2006.12800), Sec. 3: the largest gap between the cumulated confidence and the cumulated accuracy,
+        max_s |sum_(i: c_i <= s) (c_i - a_i)| / N,
+    at least |mean c - mean a|, and equal to it where every prediction is right, or every one wrong. Examples of one confidence count
+    together. (The code of arXiv:2404.13016 calls its function with confidence and correctness swapped, which is another quantity.)
+
+    Args:
+        logits: shape (N, classes), N >= 1.
+        labels: shape (N,), in [0, classes).
+        classwise: the mean over classes of the error of the class's probability against its frequency.
+    Returns:
+        0-dimensional, float64, in [0, 1].
+    Raises:
+        ValueError, TypeError: see `preceptor.metrics.checks.checked_pair`.
+    """
     logits, labels = checked_pair(logits, labels)
-    check_counts(bins=bins)
-    confidence, correct = _confidence(logits, labels)
-    distinct, group = confidence.unique(sorted=True, return_inverse=True)
-    tie_accuracy = _bin_sums(correct, group, len(distinct)) / group.bincount(minlength=len(distinct))
-    gap = (tie_accuracy[group] - confidence)[confidence.argsort()]
-    return torch.stack([run.sum().abs() for run in gap.tensor_split(bins)]).sum() / len(labels)
+    if not classwise:
+        return _largest_sum(*_confidence(logits, labels))
+    probs = logits.double().softmax(dim=1)
+    hits = F.one_hot(labels, probs.shape[1]).double()
+    return torch.stack([_largest_sum(p, hit) for p, hit in zip(probs.unbind(1), hits.unbind(1), strict=True)]).mean()
+
+
+def _largest_sum(predicted: Tensor, happened: Tensor) -> Tensor:
+    """Of the sums of ``predicted - happened`` over all up to a value of ``predicted``, the largest magnitude, divided by N."""
+    distinct, group = predicted.unique(sorted=True, return_inverse=True)
+    return _bin_sums(predicted - happened, group, len(distinct)).cumsum(0).abs().max() / len(predicted)
+
+
+def confidence_brier(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of the confidence c in the predicted class from whether it is the label: (c - a)^2, the top-1 Brier score.
+
+    Args:
+        logits: shape (N, classes), N >= 1.
+        labels: shape (N,), in [0, classes).
+    Returns:
+        Shape (N,), float64, in [0, 1].
+    Raises:
+        ValueError, TypeError: see `preceptor.metrics.checks.checked_pair`.
+    """
+    confidence, correct = _confidence(*checked_pair(logits, labels))
+    return (confidence - correct).square()
+
+
+def correctness_auroc(logits: Tensor, labels: Tensor) -> Tensor:
+    """How well the confidence tells right predictions from wrong ones: the area under the ROC curve, which no calibration error sees.
+
+    The chance that a right prediction has a higher confidence than a wrong one, ties counted half (Mann-Whitney).
+
+    Args:
+        logits: shape (N, classes), N >= 1.
+        labels: shape (N,), in [0, classes).
+    Returns:
+        0-dimensional, float64, in [0, 1]; 0.5 for a confidence that says nothing, NaN where all predictions are right or all wrong.
+    Raises:
+        ValueError, TypeError: see `preceptor.metrics.checks.checked_pair`.
+    """
+    confidence, correct = _confidence(*checked_pair(logits, labels))
+    right, wrong = confidence[correct == 1], confidence[correct == 0].sort().values
+    below = torch.searchsorted(wrong, right) + torch.searchsorted(wrong, right, right=True)
+    return below.sum().double() / (2 * len(right) * len(wrong))
 
 
 def reliability_curve(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Reliability:
