@@ -20,6 +20,7 @@ def options_for(slug):
         "bottleneck": 4,
         "num_outputs": 6,
         "interpolation": 0.3,
+        "detector": label_is_zero,
         "aspects": AspectBank(
             ("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
         ),
@@ -32,6 +33,13 @@ def first_token_is_even(batch, completions):
     return completions.ids[:, 0] % 2 == 0
 
 
-def student_parts(slug):
-    """What is added to the configuration of a reference student."""
-    return {"subclasses": 2} if "subclasses" in read(slug).card.needs else {}
+def label_is_zero(batch):
+    return batch["y"] == 0
+
+
+def student_config(slug, config):
+    """The configuration of a reference student for images of 6 x 6 pixels, made to fit what a method needs."""
+    needs = read(slug).card.needs
+    if "sigmoids" in needs:
+        return {"reference": "mlp", "inputs": 36, "hidden": [5, 4], "classes": config["classes"], "activation": "sigmoid"}
+    return config | ({"subclasses": 2} if "subclasses" in needs else {})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.needs import options_for, student_parts
+from tests.needs import options_for, student_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.catalog import FOLDER, load, read, slugs
@@ -35,7 +35,7 @@ def make(slug):
     """The last stage of a method, with layers where it needs features, and its networks."""
     torch.manual_seed(0)
     teacher, student = (
-        [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(STUDENT | student_parts(slug)).double()]
+        [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(student_config(slug, STUDENT)).double()]
     )
     norm = {"norm": "none"} if "norm" in {field.name for field in read(slug).fields} else {}
     method = load(slug)(**options_for(slug), **norm)

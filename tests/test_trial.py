@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.needs import options_for, student_parts
+from tests.needs import options_for, student_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preceptor.catalog import load, read, slugs
@@ -18,10 +18,10 @@ class BrokenOffError(Exception):
     """Ends a trial in the middle."""
 
 
-def images(**parts):
+def images(slug):
     whole = examples_from((torch.randn(60, 1, 6, 6), torch.randint(4, (60,))), 4)
-    networks = {"channels": [4, 6]}, {"channels": [3, 5], **parts}
-    return whole, *(build({"reference": "cnn", "classes": 4, **sizes}) for sizes in networks)
+    teacher, student = ({"reference": "cnn", "classes": 4, "channels": channels} for channels in ([4, 6], [3, 5]))
+    return whole, build(teacher), build(student_config(slug, student))
 
 
 def texts():
@@ -35,7 +35,7 @@ def texts():
 
 def run(slug, out, *, stop_at=None, resume=False, global_seed=0):
     torch.manual_seed(0)
-    whole, teacher, student = images(**student_parts(slug)) if "classification" in read(slug).card.tasks else texts()
+    whole, teacher, student = images(slug) if "classification" in read(slug).card.tasks else texts()
     method = load(slug)(**options_for(slug))
     task = Task(train=whole.subset(torch.arange(40)), valid=whole.subset(torch.arange(40, 60)), teacher=teacher)
     updates = []

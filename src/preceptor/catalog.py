@@ -148,6 +148,7 @@ def recipe_snippet(entry: Entry) -> str:
     answers = ["  aspects: aspects.json"] if any(f.name == "aspects" for f in entry.fields) else []
     large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
     small += ", subclasses: 4" if "subclasses" in entry.card.needs else ""
+    small += ", activation: sigmoid" if "sigmoids" in entry.card.needs else ""
     teacher = ["teacher:", f"  model: {{reference: {large}}}", "  images: 2500", "  train: {epochs: 20, optimizer: Adam}"]
     return "\n".join(
         [

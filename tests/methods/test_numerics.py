@@ -76,7 +76,7 @@ def test_half_precision_gives_what_single_precision_gives_of_the_same_numbers(sl
 def test_a_batch_of_one_is_a_row_of_a_larger_batch_and_none_is_none(slug):
     torch.manual_seed(0)
     student, teacher, labels = 3 * torch.randn(6, 5), 3 * torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
-    if not load(slug).coupled:
+    if not load(slug)().coupled:
         whole, _ = terms(slug, student, teacher, labels)
         one, _ = terms(slug, student[:1], teacher[:1], labels[:1])
         for name, value in one.items():

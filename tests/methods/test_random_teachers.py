@@ -1,12 +1,14 @@
 """random-teachers: what the mathematics says of a twin at the teacher's own weights, of the bottleneck and of mixed weights."""
 
 import copy
+import math
 
+import pytest
 import torch
 
 from preceptor.core.run import train
 from preceptor.core.state import State
-from preceptor.methods.random_teachers import RandomTeachers, distances
+from preceptor.methods.random_teachers import RandomTeachers, distances, miniature
 from preceptor.models.bottleneck import BottleneckProjector
 from preceptor.models.nulls import interpolate
 from preceptor.models.reference import MLP
@@ -85,3 +87,61 @@ def test_mixed_weights_are_one_draw_or_the_other_and_vary_as_much():
     assert torch.equal(interpolate(first, second, 1.0)["w"], second["w"])
     for share in (0.2, 0.5, 0.9):
         assert abs(float(interpolate(first, second, share)["w"].var()) - 1) < 0.02
+
+
+def test_distances_against_slow_loops():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, dtype=torch.double)
+    for s, t, entropy, kl, square in zip(
+        student.tolist(),
+        teacher.tolist(),
+        *(distances(student, teacher, distance=name, temperature=2.0, teacher_temperature=0.5) for name in ("cross-entropy", "kl", "mse")),
+        strict=True,
+    ):
+        p, q = ([math.exp(v / tau) / sum(math.exp(u / tau) for u in z) for v in z] for z, tau in ((t, 0.5), (s, 2.0)))
+        assert math.isclose(entropy, -sum(a * math.log(b) for a, b in zip(p, q, strict=True)), rel_tol=1e-9)
+        assert math.isclose(kl, sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), rel_tol=1e-9)
+        assert math.isclose(square, sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / 4, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("distance", ["cross-entropy", "kl", "mse"])
+def test_gradient(distance):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, dtype=torch.double)
+    teacher.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: distances(s, teacher.detach(), distance=distance), (student.requires_grad_(),))
+    (gradient,) = torch.autograd.grad(distances(student, teacher, distance=distance).sum(), teacher, allow_unused=True)
+    assert gradient is None
+
+
+@pytest.mark.parametrize("distance", ["cross-entropy", "kl", "mse"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_logits_and_half_precision_stay_finite(distance, dtype):
+    torch.manual_seed(0)
+    student, teacher = (1e4 * torch.randn(2, 3, 4).sign()).to(dtype)
+    found = distances(student.requires_grad_(), teacher, distance=distance)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+    assert torch.autograd.grad(found.sum(), student)[0].isfinite().all()
+    assert distances(student[:0], teacher[:0], distance=distance).shape == (0,)
+
+
+def test_bad_input_is_refused():
+    for options, message in (
+        ({"interpolation": 1.5}, r"^interpolation: expected a number in \[0, 1\], got 1\.5$"),
+        ({"distance": "tv"}, r"^distance: expected one of cross-entropy, kl, mse, got 'tv'$"),
+        ({"teacher_temperature": 0.0}, r"^teacher_temperature: expected a finite number > 0, got 0\.0$"),
+        ({"bottleneck": 0}, r"^bottleneck: expected at least 1, got 0$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RandomTeachers(**options)
+    with pytest.raises(ValueError, match=r"^teacher: expected 3 classes like student, got 4$"):
+        distances(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_miniature():
+    run = miniature(1, "smoke")
+    others = {"halfway-start", "other-start", "noise-inputs", "one-epoch"}
+    assert run.arms.keys() == {"raw-inputs", "untrained-teacher", "random-teachers"} | others
+    assert all(0 <= value <= 1 for arm in run.arms.values() for value in arm.values())
+    assert run == miniature(1, "smoke")

@@ -44,6 +44,21 @@ def test_residual_block_against_its_formula() -> None:
     assert expected.shape == (2, 4, 4, 4)
 
 
+def test_sigmoids_instead_of_rectifiers() -> None:
+    torch.manual_seed(0)
+    plain, model = MLP(inputs=6, hidden=(5, 4), classes=3), MLP(inputs=6, hidden=(5, 4), classes=3, activation="sigmoid")
+    assert plain.config == {"reference": "mlp", "inputs": 6, "hidden": [5, 4], "classes": 3}
+    assert model.config == plain.config | {"activation": "sigmoid"}
+    assert shrink(model, 0.5).config == model.config | {"hidden": [2, 2]}
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 6)
+    (one, two, three), biases = ([p for name, p in plain.named_parameters() if name.endswith(end)] for end in ("weight", "bias"))
+    hidden = (x @ one.T + biases[0]).sigmoid()
+    torch.testing.assert_close(model(x), (hidden @ two.T + biases[1]).sigmoid() @ three.T + biases[2])
+    with pytest.raises(ValueError, match=r"^activation: expected relu or sigmoid, got 'tanh'$"):
+        build({"reference": "mlp", "activation": "tanh"})
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: type(m).__name__)
 def test_a_model_is_remade_from_its_configuration(model: MLP | CNN | ResNet) -> None:
     twin = build(model.config)

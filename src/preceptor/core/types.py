@@ -67,7 +67,7 @@ class Card:
     arxiv: str  # "1503.02531", or "" when there is no such preprint
     kind: str  # "logits", "features", "relations", "online", "chain", ...
     tasks: tuple[str, ...]  # "classification", "language", ...
-    needs: tuple[Literal["teacher", "logits", "features", "embeddings", "labels", "generation", "subclasses"], ...]
+    needs: tuple[Literal["teacher", "logits", "features", "embeddings", "labels", "generation", "subclasses", "sigmoids"], ...]
     equation: str  # plain text, one line or a few
     cost: str  # in words, per step, next to training with cross-entropy alone
     headline: str  # the figure that the paper reports

@@ -22,24 +22,50 @@ from preceptor.models.subclasses import SubclassHead
 Norm = Literal["none", "batch"]
 """``batch``: batch normalisation after each convolution, which then has no bias; ``none``: examples never influence each other."""
 
+Activation = Literal["relu", "sigmoid"]
+"""What stands between the layers of an `MLP`."""
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+
 
 class MLP(nn.Module):
-    """Fully connected network with ReLU; inputs of any shape are flattened.
+    """Fully connected network; inputs of any shape are flattened.
 
     Args:
         inputs: numbers in one example (784 for 28 x 28 pixels).
         hidden: units of each hidden layer; empty for a linear model.
         classes: number of classes.
+        activation: see `Activation`.
         subclasses: outputs per class; None for a linear head.
     """
 
-    def __init__(self, *, inputs: int = 784, hidden: Sequence[int] = (400, 400), classes: int = 10, subclasses: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        inputs: int = 784,
+        hidden: Sequence[int] = (400, 400),
+        classes: int = 10,
+        activation: Activation = "relu",
+        subclasses: int | None = None,
+    ) -> None:
         super().__init__()
         hidden = _positive("hidden", hidden)
         _positive("inputs, classes", (inputs, classes))
-        self.config: dict[str, Any] = {"reference": "mlp", "inputs": inputs, "hidden": hidden, "classes": classes, **_given(subclasses)}
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation: expected {' or '.join(_ACTIVATIONS)}, got {activation!r}")
+        self.config: dict[str, Any] = {
+            "reference": "mlp",
+            "inputs": inputs,
+            "hidden": hidden,
+            "classes": classes,
+            **({} if activation == "relu" else {"activation": activation}),
+            **_given(subclasses),
+        }
         for i, (before, after) in enumerate(zip([inputs, *hidden], hidden, strict=False), start=1):
-            self.add_module(f"hidden{i}", nn.Sequential(OrderedDict(linear=nn.Linear(before, after), relu=nn.ReLU())))
+            layers: OrderedDict[str, nn.Module] = OrderedDict(
+                [("linear", nn.Linear(before, after)), (activation, _ACTIVATIONS[activation]())]
+            )
+            self.add_module(f"hidden{i}", nn.Sequential(layers))
         self.fc = _class_head(hidden[-1] if hidden else inputs, classes, subclasses)
 
     def forward(self, x: Tensor) -> Tensor:
