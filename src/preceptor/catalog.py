@@ -141,11 +141,12 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 
 def recipe_snippet(entry: Entry) -> str:
-    """A small recipe for ``preceptor distill`` that runs as it stands, but for answers that must be collected first."""
+    """A small recipe for ``preceptor distill`` that runs as it stands, but for answers, or a function, that are the user's."""
     if "classification" not in entry.card.tasks:
         return _text_snippet(entry)
     layers = [f"  {f.name}: [block2]" for f in entry.fields if f.name in ("student_layers", "teacher_layers")]
-    answers = ["  aspects: aspects.json"] if any(f.name == "aspects" for f in entry.fields) else []
+    yours = {"aspects": "aspects.json", "detector": "my_detector:scores"}
+    answers = [f"  {f.name}: {yours[f.name]}" for f in entry.fields if f.name in yours]
     large, small = ("cnn, channels: [16, 32]", "cnn, channels: [4, 8]") if layers else ("mlp, hidden: [400, 400]", "mlp, hidden: [16]")
     small += ", subclasses: 4" if "subclasses" in entry.card.needs else ""
     small += ", activation: sigmoid" if "sigmoids" in entry.card.needs else ""
