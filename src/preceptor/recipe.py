@@ -247,10 +247,10 @@ class Recipe(_Strict):
             raise ValueError(f"teacher: expected one, {slug} needs a teacher")
         if "subclasses" in needs and isinstance(self.student, dict) and "reference" in self.student and "subclasses" not in self.student:
             raise ValueError(f"student.subclasses: expected a number of them, {slug} needs a head of subclasses, got none")
-        if "sigmoids" in needs and isinstance(self.student, dict) and self.student.get("reference", "mlp") != "mlp":
-            raise ValueError(f"student.reference: expected mlp, {slug} needs layers of sigmoids, got {self.student['reference']!r}")
-        if "sigmoids" in needs and isinstance(self.student, dict) and "reference" in self.student and "activation" not in self.student:
-            raise ValueError(f"student.activation: expected sigmoid, {slug} needs sigmoids between linear layers, got relu")
+        if "sigmoids" in needs and isinstance(self.student, dict) and "reference" in self.student:
+            for field, wanted in (("reference", "mlp"), ("activation", "sigmoid")):
+                if (got := self.student.get(field, "relu")) != wanted:
+                    raise ValueError(f"student.{field}: expected {wanted}, {slug} needs linear layers with sigmoids between, got {got}")
         if "features" in needs:
             for field in ("student_layers", "teacher_layers"):
                 if not method.get(field):

@@ -125,10 +125,10 @@ class Training(BaseModel):
         """
         optimizers, schedulers = {}, {}
         for phase in method.phases():
+            if method.gradient_free:
+                continue
             parameters = [p for role in phase.trains for p in roles[role].parameters() if p.requires_grad]
             if not parameters:
-                if method.gradient_free:
-                    continue
                 raise ValueError(
                     f"roles: phase {phase.name!r} trains {list(phase.trains)}, expected a parameter that requires grad, got none"
                 )
