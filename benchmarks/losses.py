@@ -2,8 +2,8 @@
 
 Forward and backward of one loss on a CPU, float32, batches of 256 x 1000 and of 64 x 100 classes; features are 64 x 256 embeddings, maps
 64 x 32 x 8 x 8. A turn is so many repetitions that it takes some tenths of a second. The formulas are written here as papers and the usual
-benchmark code write them, without checks and without masked classes; ``PLD`` stands against its listing with torch's sort, and may cost three KL. The peer
-lives in the environment of benchmarks/linear_losses.py:
+benchmark code write them, without checks and without masked classes; ``PLD`` may cost three KL. The peer lives
+in the environment of benchmarks/linear_losses.py:
 
     PYTHONPATH=src ../peers/bin/python benchmarks/losses.py [CASE ...] [--json] [--repeats 9]
 """

@@ -22,6 +22,10 @@ classic-kd included), then trained with fresh seeds. Every number is of the test
 Student t intervals; a verdict holds after Holm's correction over all comparisons of the table, in three metrics: *shown* is better than
 classic-kd, *contradicted* is worse, else the size of this study cannot tell. Small networks, small images: what wins here need not win
 elsewhere. Written by `benchmarks/shootout.py` from `benchmarks/results`.
+
+Not in it are methods that need more than images, labels and a teacher: lelp (a head of subclasses), multi-aspect (answers to questions),
+swing (what is private), fidelity-paradox, random-teachers and ska (controls and instruments, which learn no task), and
+correctness-calibration (after training). mtard has one teacher for both of its lessons.
 """
 
 

@@ -69,3 +69,4 @@ def _escape(line: str) -> str:
 def setup(app) -> None:
     """Convert docstrings before napoleon reads their sections."""
     app.connect("autodoc-process-docstring", _plain_to_rst, priority=400)
+suppress_warnings = ["ref.python"]  # a name that stands in two modules
