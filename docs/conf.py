@@ -28,6 +28,7 @@ autodoc_typehints = "signature"
 autodoc_default_options = {"show-inheritance": True}
 autosummary_generate_overwrite = True
 napoleon_numpy_docstring = False
+suppress_warnings = ["ref.python"]  # a name that stands in two modules
 
 _SECTION = re.compile(r"(Args|Returns|Raises|Attributes|Yields):$")
 _TABLE = re.compile(r"=+( +=+)+$")
@@ -69,4 +70,3 @@ def _escape(line: str) -> str:
 def setup(app) -> None:
     """Convert docstrings before napoleon reads their sections."""
     app.connect("autodoc-process-docstring", _plain_to_rst, priority=400)
-suppress_warnings = ["ref.python"]  # a name that stands in two modules
