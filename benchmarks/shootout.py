@@ -25,7 +25,8 @@ elsewhere. Written by `benchmarks/shootout.py` from `benchmarks/results`.
 
 Not in it are methods that need more than images, labels and a teacher: lelp (a head of subclasses), multi-aspect (answers to questions),
 swing (what is private), fidelity-paradox, random-teachers and ska (controls and instruments, which learn no task), and
-correctness-calibration (after training). mtard has one teacher for both of its lessons.
+correctness-calibration (after training). mtard has one teacher for both of its lessons. ECE is of the student's plain softmax: ldr and
+logit-standardization learn logits on a scale of their own, which `preceptor.models.calibrators.TemperatureScaling` brings back.
 """
 
 
