@@ -10,16 +10,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "preceptor"
 LAYERS = [
     {"core"},
-    {"losses", "data", "models", "metrics"},
+    {"losses", "data", "models", "metrics", "scaling"},
     {"composition"},
-    {"teachers"},
+    {"teachers", "education"},
     {"miniature"},
     {"methods"},
     {"studies.statistics", "studies.tuning", "report"},
     {"training", "task", "trial", "preflight", "result", "distillation"},
     {"studies.study", "studies.workers", "export", "export_check"},
     {"recipe", "progress"},
-    {"execute", "caching"},
+    {"execute", "caching", "sweeping"},
     {"commands"},
     {"cli"},
 ]
