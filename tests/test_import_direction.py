@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "preceptor"
 LAYERS = [
     {"core"},
-    {"losses", "data", "models", "metrics", "scaling"},
+    {"losses", "data", "models", "metrics", "scaling", "simulation"},
     {"composition"},
     {"teachers", "education"},
     {"miniature"},

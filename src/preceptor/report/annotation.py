@@ -17,8 +17,9 @@ from preceptor.education.agreement import MISSING
 from preceptor.education.annotate import Annotation, Comments
 from preceptor.education.reliability import Line, Reliability, regression, reliability
 from preceptor.education.rubric import Rubric
+from preceptor.report.frame import frame
 from preceptor.report.numbers import join
-from preceptor.report.sheet import between, charts, chip, escape, facts, figure, money, now, number, sheet, table
+from preceptor.report.sheet import between, charts, chip, escape, facts, figure, money, now, number, table
 from preceptor.report.svg import GREY, INK, SERIES, svg_axes
 
 TONES = {"scale": "good", "do not scale": "bad", "undetermined": "calm"}
@@ -108,12 +109,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def render(result: Mapping[str, Any]) -> str:
     """The page as HTML text."""
     sentence, tone = _verdict(result)
-    return sheet(
+    return frame(
         title=result["title"],
         kicker=("annotation", result["model"], result["style"]),
-        verdict=sentence,
+        verdict=f"{escape(sentence)}.",
         tone=tone,
-        tiles=_tiles(result),
+        tiles=((escape(big), words) for big, words in _tiles(result)),
         sections=_sections(result),
         created=result["created"],
     )

@@ -10,7 +10,6 @@ import html
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from preceptor.core.files import write_whole
 from preceptor.report.charts import Chart, curve_charts, front_charts, reliability_charts, sweep_charts, sweep_points
+from preceptor.report.frame import frame
 from preceptor.report.numbers import (
     Cell,
     Column,
@@ -36,7 +36,6 @@ from preceptor.report.svg import legend
 from preceptor.report.words import difference, takeaways, verdict
 
 IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TONES = {"shown": ("good", "✓"), "contradicted": ("bad", "✗"), "not shown at this size": ("calm", "○"), "too few seeds": ("calm", "…")}
 WORDS = ("Measure", "Verdict", "Chosen")  # headings of columns of words, set flush left
 BELOW = {"parameters": "macs", "train_seconds": "peak_memory_mb"}  # the value stands under the key in the terminal's table
@@ -91,39 +90,16 @@ def _terminal_cell(cell: Cell | None, below: Cell | None) -> Text:
 
 def render(result: Result) -> str:
     """The page of a result as HTML text. See `write_report`."""
-    title = _escape(result.get("title") or "Report")
     sentence, tone = verdict(result)
-    kicker = " · ".join(["preceptor", *(_escape(result[key]) for key in ("kind", "task") if result.get(key))])
-    parts = [(name, body) for name, body in _sections(result) if body]
-    links = "".join(f'<a href="#part-{i}">{name}</a>' for i, (name, _) in enumerate(parts))
-    body = "\n".join(f'<section id="part-{i}"><h2>{name}</h2>{part}</section>' for i, (name, part) in enumerate(parts))
-    tiles = "".join(f"<li><b>{big}</b>{_escape(words)}</li>" for big, words in takeaways(result))
-    created = f"<footer>Created {_escape(result['created'])}</footer>" if result.get("created") else ""
-    css = files("preceptor.report").joinpath("page.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<header>
-<p class="kicker">{kicker}</p>
-<h1>{title}</h1>
-<p class="verdict {TONES[tone][0] if tone else ""}">{_escape(sentence)}.</p>
-{f'<ul class="tiles">{tiles}</ul>' if tiles else ""}
-{f'<nav aria-label="Contents">{links}</nav>' if len(parts) > 1 else ""}
-</header>
-<main>
-{body}
-</main>
-{created}
-</body>
-</html>
-"""
+    return frame(
+        title=result.get("title") or "Report",
+        kicker=[result[key] for key in ("kind", "task") if result.get(key)],
+        verdict=f"{_escape(sentence)}.",
+        tone=TONES[tone][0] if tone else "",
+        tiles=takeaways(result),
+        sections=_sections(result),
+        created=result.get("created") or "",
+    )
 
 
 def _sections(result: Result) -> Iterable[tuple[str, str]]:

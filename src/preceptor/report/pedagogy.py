@@ -17,9 +17,10 @@ from preceptor.education.multiple_choice import LETTERS, NONE, Item, Sitting, ri
 from preceptor.education.prices import Basis, Offer, offer_of
 from preceptor.education.scoring import OVERALL, compare_sittings, letters, score
 from preceptor.miniature.claim import holm
+from preceptor.report.frame import frame
 from preceptor.report.numbers import join
 from preceptor.report.pedagogy_charts import COSTS, figures
-from preceptor.report.sheet import between, charts, chip, escape, facts, money, now, number, sheet, table
+from preceptor.report.sheet import between, charts, chip, escape, facts, money, now, number, table
 
 BAD = 5.0  # percent of badly formatted answers from which the paper leaves a model out
 
@@ -143,12 +144,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def render(result: Mapping[str, Any]) -> str:
     """The page as HTML text."""
     sentence, tone = _verdict(result)
-    return sheet(
+    return frame(
         title=result["title"],
         kicker=("pedagogy", result["source"], result["parsing"]),
-        verdict=sentence,
+        verdict=f"{escape(sentence)}.",
         tone=tone,
-        tiles=_tiles(result),
+        tiles=((escape(big), words) for big, words in _tiles(result)),
         sections=_sections(result),
         created=result["created"],
     )

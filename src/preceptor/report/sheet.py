@@ -1,4 +1,4 @@
-"""The frame of a page that is not a study: header with verdict and tiles, sections, tables; self-contained like `preceptor.report.page`."""
+"""Parts of pages: tables, figures, lists of facts, numbers as text."""
 
 from __future__ import annotations
 
@@ -6,61 +6,6 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
-
-from preceptor.report.page import POLICY
-
-
-def sheet(
-    *,
-    title: str,
-    kicker: Sequence[str],
-    verdict: str,
-    tone: str,
-    tiles: Iterable[tuple[str, str]],
-    sections: Iterable[tuple[str, str]],
-    created: str,
-) -> str:
-    """A page as HTML text.
-
-    Args:
-        title: of the page.
-        kicker: words above it.
-        verdict: the result in one sentence.
-        tone: ``good``, ``bad``, ``calm`` or "".
-        tiles: numbers to print large, and what they are.
-        sections: headings and bodies, ready HTML; an empty body leaves its section out.
-        created: when.
-    """
-    parts = [(name, body) for name, body in sections if body]
-    links = "".join(f'<a href="#part-{i}">{escape(name)}</a>' for i, (name, _) in enumerate(parts))
-    body = "\n".join(f'<section id="part-{i}"><h2>{escape(name)}</h2>{part}</section>' for i, (name, part) in enumerate(parts))
-    large = "".join(f"<li><b>{escape(big)}</b>{escape(words)}</li>" for big, words in tiles)
-    css = files("preceptor.report").joinpath("page.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{css}</style>
-</head>
-<body>
-<header>
-<p class="kicker">{" · ".join(map(escape, ["preceptor", *kicker]))}</p>
-<h1>{escape(title)}</h1>
-<p class="verdict {tone}">{escape(verdict)}.</p>
-<ul class="tiles">{large}</ul>
-<nav aria-label="Contents">{links}</nav>
-</header>
-<main>
-{body}
-</main>
-<footer>Created {escape(created)}</footer>
-</body>
-</html>
-"""
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *, words: Sequence[str] = ()) -> str:

@@ -1,0 +1,1 @@
+"""Scaling laws: fitting them to measured losses and scores, and asking them questions."""
