@@ -1,0 +1,84 @@
+"""``preceptor simulate``: worlds that are simulated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from preceptor.commands.shared import AsJson, bars, checked
+
+app = typer.Typer(help="Simulated worlds.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Simulated worlds."""
+
+
+@app.command()
+def schooling(
+    out: Annotated[Path, typer.Option("--out", help="Folder for frames, schooling.nc, CSV files, report.html and picture.png.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(help="Parameters to change, such as r_repulsion=2.", metavar="[KEY=VALUE]...")
+    ] = None,
+    case: Annotated[Literal["swarm", "torus", "dynamic-parallel", "highly-parallel"], typer.Option(help="A published case.")] = "swarm",
+    agents: Annotated[int | None, typer.Option(min=1, help="Number of fish; box and ring grow so that the density stays.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of the last step.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Steps between two saved frames; by default about 200 frames.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the start and of the noise.")] = 0,
+    centroid: Annotated[Literal["mean", "circular"], typer.Option(help="circular is right for a school that a boundary cuts.")] = "mean",
+    sphere: Annotated[Literal["sine", "equal-area"], typer.Option(help="Bins of headings: as published, or of equal area.")] = "sine",
+    correction: Annotated[bool, typer.Option("--correction", help="Correct the entropies for few fish (Miller and Madow).")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, also to more --steps.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a school of fish swim, measure its order, and write pages and files. Killed, it loses no saved frame."""
+    words = [*(changes or []), "--case", case, "--seed", str(seed), "--out", str(out)]
+    words += [f"--{name}={value}" for name, value in (("agents", agents), ("steps", steps), ("every", every)) if value is not None]
+    words += [f"--{name}={value}" for name, value, usual in (("centroid", centroid, "mean"), ("sphere", sphere, "sine")) if value != usual]
+    words += ["--correction"] * correction
+    with checked(f"preceptor simulate schooling {' '.join(words)} --resume"), bars() as shown:
+        import warnings
+        from dataclasses import replace
+
+        from preceptor.distillation import check_writable
+        from preceptor.report.schooling import lines, write_picture, write_schooling_report
+        from preceptor.simulation.record import Plan
+        from preceptor.simulation.run import run
+        from preceptor.simulation.zones import CASES, SmallBox
+
+        chosen = CASES[case]
+        chosen = chosen if agents is None else chosen.sized(agents)
+        pairs = dict(_pair(word) for word in changes or ())
+        chosen = replace(chosen, zones=chosen.zones.changed(pairs), steps=steps or chosen.steps)
+        check_writable(out)
+        if chosen.zones.doubt:
+            shown.say(f"warning: {chosen.zones.doubt}")
+        plan = Plan(name=case, case=chosen, seed=seed, every=every or max(1, chosen.steps // 200))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SmallBox)  # said above
+            result, frames = run(
+                plan,
+                out,
+                resume=resume,
+                centroid=centroid,
+                sphere=sphere,
+                correction=correction,
+                progress=lambda what, done, total: shown.count(case, done, total, "step" if what == "steps" else "measured"),
+            )
+        report = write_schooling_report(result, frames, out)
+        write_picture(result, frames, out / "picture.png")
+        if as_json:
+            print(json.dumps(result, indent=1))
+        else:
+            print("\n".join([*lines(result), f"report: {report}", f"data: {out / 'schooling.nc'}"]))
+
+
+def _pair(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"parameters: expected KEY=VALUE, got {word!r}")
+    return name, value
