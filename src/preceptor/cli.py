@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from preceptor.commands import ednet, personalise, scaling, simulate
+from preceptor.commands.annotate import annotate
+from preceptor.commands.crossword import crossword
+from preceptor.commands.feedback import feedback
+from preceptor.commands.pedagogy import pedagogy
 from preceptor.commands.shared import AsJson, Out, Overrides, RecipePath, Resume, bars, checked, fail
 
 app = typer.Typer(
@@ -232,6 +237,13 @@ def _sentence(pair: dict[str, Any]) -> str:
     p_holm = "" if pair["p_holm"] is None else f", Holm p = {pair['p_holm']:.2g}"
     return f"{pair['method']} - {pair['baseline']} in {pair['metric']}: {pair['mean']:+.4f}{span}{p_holm}: {pair['verdict']}"
 
+
+app.add_typer(scaling.app, name="scaling")
+app.add_typer(simulate.app, name="simulate")
+app.add_typer(ednet.app, name="ednet")
+app.add_typer(personalise.app, name="personalise")
+for command in (annotate, pedagogy, feedback, crossword):
+    app.command()(command)
 
 if __name__ == "__main__":
     main()
