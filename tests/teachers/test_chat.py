@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel, Field, RootModel
 
 from preceptor.teachers.chat import Budget, Chat, ChatStopped, Fault, Prices, Question, Said, Settings, open_chat
-from preceptor.teachers.chat_journal import Journal
-from preceptor.teachers.chat_shapes import parsed
+from preceptor.teachers.chat.journal import Journal
+from preceptor.teachers.chat.shapes import parsed
 
 
 class Parrot:

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel  # noqa: E402
 from tokenizers.pre_tokenizers import Whitespace  # noqa: E402
 
 from preceptor.teachers.chat import Chat, ChatStopped, Settings, open_chat  # noqa: E402
-from preceptor.teachers.chat_local import Local  # noqa: E402
+from preceptor.teachers.chat.local import Local  # noqa: E402
 
 WORDS = ["[end]", "system", "user", "assistant", *(f"w{i}" for i in range(12))]
 TEMPLATE = (

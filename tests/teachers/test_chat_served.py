@@ -21,8 +21,8 @@ if missing:
 
 from preceptor.models.language import load_language, load_tokenizer  # noqa: E402
 from preceptor.teachers.chat import Chat, ChatStopped, Endpoint, Settings  # noqa: E402
-from preceptor.teachers.chat_journal import Journal  # noqa: E402
-from preceptor.teachers.chat_local import Local  # noqa: E402
+from preceptor.teachers.chat.journal import Journal  # noqa: E402
+from preceptor.teachers.chat.local import Local  # noqa: E402
 
 PROMPTS = [
     "What is the capital of France?",

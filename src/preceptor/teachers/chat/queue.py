@@ -12,9 +12,9 @@ from concurrent.futures import TimeoutError as StillOpen
 from queue import Empty, SimpleQueue
 
 from preceptor.core.signals import Interrupted, deferred_signals
-from preceptor.teachers.chat_journal import Journal
-from preceptor.teachers.chat_purse import Purse
-from preceptor.teachers.chat_types import Answer, Backend, ChatStopped, Fault, Question, Said, Spent
+from preceptor.teachers.chat.journal import Journal
+from preceptor.teachers.chat.purse import Purse
+from preceptor.teachers.chat.types import Answer, Backend, ChatStopped, Fault, Question, Said, Spent
 
 LONGEST_WAIT = 60.0  # seconds between two tries of one question
 LONGEST_PAUSE = 300.0  # seconds that a server may ask for; one that asks for more ends the run

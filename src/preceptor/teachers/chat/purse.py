@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from preceptor.teachers.chat_journal import Journal
-from preceptor.teachers.chat_types import Answer, Budget, Fault, Prices, Question
+from preceptor.teachers.chat.journal import Journal
+from preceptor.teachers.chat.types import Answer, Budget, Fault, Prices, Question
 
 _LOOK = 0.1  # seconds after which a waiting thread looks whether the run has ended
 _PER_MESSAGE = 8  # tokens that a chat template may put around a message

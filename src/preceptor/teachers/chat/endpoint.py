@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from preceptor.core.optional import require
-from preceptor.teachers.chat_types import Fault, Question, Said
+from preceptor.teachers.chat.types import Fault, Question, Said
 
 TOP = 20  # tokens whose log-probabilities are asked for, the most that the protocol allows
 _AGAIN = (408, 409, 425, 429)

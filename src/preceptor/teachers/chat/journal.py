@@ -15,7 +15,7 @@ try:
 except ImportError:  # not on Windows, where one process should use a journal at a time
     fcntl = None
 
-from preceptor.teachers.chat_types import Answer, Fault, Question, Said
+from preceptor.teachers.chat.types import Answer, Fault, Question, Said
 
 _APPLICATION = 0x70726350  # "prcP", by which a journal is told from other SQLite files
 _VERSION = 1

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from preceptor.teachers.chat_types import Answer
+from preceptor.teachers.chat.types import Answer
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _SHOWN = 300  # characters of what does not fit

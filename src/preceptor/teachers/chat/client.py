@@ -9,29 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from preceptor.teachers.chat_endpoint import Endpoint
-from preceptor.teachers.chat_journal import Journal, Replay
-from preceptor.teachers.chat_queue import Progress, Purse, Queue
-from preceptor.teachers.chat_shapes import Choice, Model, Structured, chosen, complaint, option_lists, parsed, with_schema
-from preceptor.teachers.chat_types import (
+from preceptor.teachers.chat.endpoint import Endpoint
+from preceptor.teachers.chat.journal import Journal, Replay
+from preceptor.teachers.chat.queue import Progress, Purse, Queue
+from preceptor.teachers.chat.shapes import Choice, Model, Structured, chosen, complaint, option_lists, parsed, with_schema
+from preceptor.teachers.chat.types import (
     Answer,
     Backend,
     Budget,
-    ChatStopped,
-    Fault,
     Prices,
     Prompt,
     Question,
-    Said,
     Settings,
     Spent,
     messages_of,
 )
-
-__all__ = [
-    "Answer", "Backend", "Budget", "Chat", "ChatStopped", "Choice", "Endpoint", "Fault", "Prices", "Prompt", "Question", "Said", "Settings",
-    "Spent", "Structured", "open_chat",
-]  # fmt: skip
 
 GREEDY = Settings()
 
@@ -40,7 +32,7 @@ class Chat:
     """A language model that can be asked many questions.
 
     Args:
-        backend: an `Endpoint`, a `preceptor.teachers.chat_local.Local`, a `Replay`, or anything with ``model``, ``batch``, ``parallel`` and
+        backend: an `Endpoint`, a `preceptor.teachers.chat.local.Local`, a `Replay`, or anything with ``model``, ``batch``, ``parallel`` and
             ``answer``.
         journal: file of the answers, made when missing; None: kept until the end of the process only.
         prices: per million tokens.
@@ -206,7 +198,7 @@ def open_chat(
     if url is not None:
         backend: Backend = Endpoint(url=url, model=model, key=key, parallel=parallel)
     else:
-        from preceptor.teachers.chat_local import Local  # torch and transformers
+        from preceptor.teachers.chat.local import Local  # torch and transformers
 
         backend = Local.load(model, batch=parallel)
     return Chat(backend, journal=journal, prices=prices, budget=budget)

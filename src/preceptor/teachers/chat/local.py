@@ -18,7 +18,7 @@ from preceptor.core.run import fingerprint
 from preceptor.losses.numeric import upcast
 from preceptor.models.heads import unwrapped
 from preceptor.models.language import context_length, load_language, load_tokenizer
-from preceptor.teachers.chat_types import Fault, Question, Said, Settings
+from preceptor.teachers.chat.types import Fault, Question, Said, Settings
 
 _ROWS = 8  # scored together
 
