@@ -208,7 +208,8 @@ def test_what_gathering_refuses_and_how_batches_are_split(launched: dict[str, An
 
 def test_a_launch_that_is_not_two_is_refused(launched: dict[str, Any]) -> None:
     line = "on CPUs launch with: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node"
-    assert launched["said"]["torchrun"].splitlines() == [f"world size: expected 2, got 1; {line} 2 ..."] * 2
+    message = f"world size: expected 2, got 1; {line} 2 ..."
+    assert launched["said"]["torchrun"].replace("\n", "") == message * 2  # two processes may print into each other's line
     assert (
         launched["said"]["accelerate"].splitlines()[-1] == f"world size: expected several, as accelerate was asked for, got 1; {line} N ..."
     )
