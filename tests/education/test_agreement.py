@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
+from statsmodels.stats import inter_rater
 
 from preceptor.education.agreement import MISSING, agreement, cohen, estimate, fleiss, krippendorff, pair, tabulate
 
@@ -73,7 +75,6 @@ def test_reference(rows):
 
 
 def test_it_agrees_with_statsmodels_and_scikit_learn():
-    inter_rater, metrics = pytest.importorskip("statsmodels.stats.inter_rater"), pytest.importorskip("sklearn.metrics")
     rows = np.random.default_rng(0).integers(0, 4, (200, 3))
     rows[:, 1] = np.where(np.random.default_rng(1).random(200) < 0.6, rows[:, 0], rows[:, 1])
     table = tabulate(rows)

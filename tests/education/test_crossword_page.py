@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright import sync_api
 
 from preceptor.education.crossword.answers import Clue
 from preceptor.education.crossword.export import as_json, ipuz, svg, text, write_files
@@ -148,7 +149,6 @@ def test_a_judge_refuses_and_scores():
 def browser():
     if not CHROMIUM.exists():
         pytest.skip("there is no /usr/bin/chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         made = playwright.chromium.launch(
             executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats import contingency_tables as tables
+from statsmodels.stats import proportion
 
 from preceptor.education.frontier import Steps, frontier, hypervolume, progress, steps
 from preceptor.education.multiple_choice import (
@@ -187,7 +189,6 @@ def test_bad_calls():
 
 
 def test_wilson_and_mcnemar_against_other_implementations():
-    proportion, tables = pytest.importorskip("statsmodels.stats.proportion"), pytest.importorskip("statsmodels.stats.contingency_tables")
     for right_ones, total in ((0, 5), (5, 5), (3, 7), (80, 200)):
         assert wilson(right_ones / total, total) == pytest.approx(
             proportion.proportion_confint(right_ones, total, method="wilson"), abs=1e-12

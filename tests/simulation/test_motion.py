@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 
@@ -85,7 +86,6 @@ def test_one_seed_is_one_run_on_every_path(name, number):
 
 
 def test_cells_are_used_and_the_number_of_threads_changes_nothing():
-    numba = pytest.importorskip("numba")
     zones = replace(ZONES, box=40, noise=0.1)
     start = uniform_start(4000, zones, np.random.default_rng(0))
     before, found = numba.get_num_threads(), []

@@ -16,8 +16,6 @@ from tests.teachers.fake_vllm import respond
 
 from preceptor.teachers.chat import Chat, ChatStopped, Endpoint, Prices, Settings, open_chat
 
-pytest.importorskip("openai")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():

@@ -4,15 +4,13 @@ import math
 
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
-transformers = pytest.importorskip("transformers")
-
-from tokenizers import Tokenizer  # noqa: E402
-from tokenizers.models import WordLevel  # noqa: E402
-from tokenizers.pre_tokenizers import Whitespace  # noqa: E402
-
-from preceptor.teachers.chat import Chat, ChatStopped, Settings, open_chat  # noqa: E402
-from preceptor.teachers.chat.local import Local  # noqa: E402
+from preceptor.teachers.chat import Chat, ChatStopped, Settings, open_chat
+from preceptor.teachers.chat.local import Local
 
 WORDS = ["[end]", "system", "user", "assistant", *(f"w{i}" for i in range(12))]
 TEMPLATE = (

