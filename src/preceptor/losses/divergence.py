@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preceptor.losses.checks import check_floating, check_logits, check_positive, check_unit_interval
-from preceptor.losses.numeric import any_masked, lift_to_zero, upcast
+from preceptor.losses.numeric import all_finite, any_masked, lift_to_zero, upcast
 
 Temperature = float | Tensor
 """A number > 0, or a tensor of them that broadcasts to the item axes (...)."""
@@ -42,22 +42,47 @@ def log_probs(logits: Tensor, *, temperature: Temperature = 1.0) -> Tensor:
         TypeError: logits are not floating point.
         ValueError: temperature <= 0, or of a shape that does not fit the items.
     """
-    check_floating(logits=logits)
-    check_positive(temperature=temperature)
-    if isinstance(temperature, Tensor):
-        items = logits.shape[:-1]
-        axes = zip(reversed(temperature.shape), reversed(items), strict=False)
-        if temperature.ndim > len(items) or any(t not in (1, n) for t, n in axes):
-            raise ValueError(f"temperature: expected a number or shape {tuple(items)} (one per item), got {tuple(temperature.shape)}")
-        temperature = temperature.unsqueeze(-1)
-    logits = upcast(logits)
+    logits, temperature = _scale(logits, temperature)
     if not any_masked(logits):
-        return F.log_softmax(logits if isinstance(temperature, (int, float)) and temperature == 1 else logits / temperature, dim=-1)
+        return _plain(logits, temperature)
     masked = torch.isneginf(logits)
     scaled = logits.masked_fill(masked, 0.0) / temperature
     masked = masked & ~masked.all(dim=-1, keepdim=True)
     floor = math.log(torch.finfo(logits.dtype).tiny)
     return F.log_softmax(scaled.masked_fill(masked, -torch.inf), dim=-1).masked_fill(masked, floor)
+
+
+def between(
+    apart: Callable[[Tensor, Tensor], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    teacher_temperature: Temperature | None = None,
+) -> Tensor:
+    """A divergence of two predictions from their log-probabilities; masked classes cost time only where there are any.
+
+    Args:
+        apart: (log p of the teacher, log q of the student) -> one value per item; infinite or not a number where log 0 meets it.
+        student: logits, shape (..., classes).
+        teacher: logits, same shape; treated as constant.
+        temperature: T > 0, no unit; a number or one per item.
+        teacher_temperature: the teacher's own T > 0; None: the same.
+
+    Returns:
+        Shape (...), what ``apart`` says of the finite `log_probs`.
+
+    Raises:
+        TypeError: logits are not floating point.
+        ValueError: shapes or numbers of classes differ, or a temperature is not > 0.
+    """
+    check_logits(student=student, teacher=teacher)
+    teacher = teacher.detach()
+    teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
+    loss = apart(_plain(*_scale(teacher, teacher_temperature)), _plain(*_scale(student, temperature)))
+    if all_finite(loss):
+        return loss
+    return apart(log_probs(teacher, temperature=teacher_temperature), log_probs(student, temperature=temperature))
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -95,8 +120,7 @@ def forward_kl(
         TypeError: logits are not floating point.
         ValueError: shapes or numbers of classes differ, or a temperature is not > 0.
     """
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    return kl(log_p, log_q)
+    return between(kl, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 def reverse_kl(
@@ -120,8 +144,9 @@ def reverse_kl(
         TypeError: logits are not floating point.
         ValueError: shapes or numbers of classes differ, or a temperature is not > 0.
     """
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    return kl(log_q, log_p)
+    return between(
+        lambda log_p, log_q: kl(log_q, log_p), student, teacher, temperature=temperature, teacher_temperature=teacher_temperature
+    )
 
 
 def skew_forward_kl(
@@ -148,8 +173,11 @@ def skew_forward_kl(
         ValueError: shapes or numbers of classes differ, skew is not in [0, 1], or a temperature is not > 0.
     """
     check_unit_interval(skew=skew)
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    return kl(log_p, _log_mixture(log_p, log_q, skew))
+
+    def apart(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_p, _log_mixture(log_p, log_q, skew))
+
+    return between(apart, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 def skew_reverse_kl(
@@ -176,8 +204,11 @@ def skew_reverse_kl(
         ValueError: shapes or numbers of classes differ, skew is not in [0, 1], or a temperature is not > 0.
     """
     check_unit_interval(skew=skew)
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    return kl(log_q, _log_mixture(log_q, log_p, skew))
+
+    def apart(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return kl(log_q, _log_mixture(log_q, log_p, skew))
+
+    return between(apart, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 def generalized_jsd(
@@ -205,12 +236,13 @@ def generalized_jsd(
         ValueError: shapes or numbers of classes differ, beta is not in [0, 1], or a temperature is not > 0.
     """
     check_unit_interval(beta=beta)
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    if beta == 0:
-        return kl(log_p, log_q)
-    if beta == 1:
-        return kl(log_q, log_p)
-    return jsd(log_p, log_q, beta=beta)
+
+    def apart(log_p: Tensor, log_q: Tensor) -> Tensor:
+        if beta == 0:
+            return kl(log_p, log_q)
+        return kl(log_q, log_p) if beta == 1 else jsd(log_p, log_q, beta=beta)
+
+    return between(apart, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 def js_distance(
@@ -242,9 +274,12 @@ def js_distance(
         ValueError: shapes or numbers of classes differ, student_share is not in [0, 1], or a temperature is not > 0.
     """
     check_unit_interval(student_share=student_share)
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    log_m = _log_mixture(log_q, log_p, student_share)
-    return student_share * kl(log_q, log_m) + (1 - student_share) * kl(log_p, log_m)
+
+    def apart(log_p: Tensor, log_q: Tensor) -> Tensor:
+        log_m = _log_mixture(log_q, log_p, student_share)
+        return student_share * kl(log_q, log_m) + (1 - student_share) * kl(log_p, log_m)
+
+    return between(apart, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 def symmetric_kl(
@@ -275,8 +310,11 @@ def symmetric_kl(
         ValueError: shapes or numbers of classes differ, reverse_share is not in [0, 1], or a temperature is not > 0.
     """
     check_unit_interval(reverse_share=reverse_share)
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    return (1 - reverse_share) * kl(log_p, log_q) + reverse_share * kl(log_q, log_p)
+
+    def apart(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (1 - reverse_share) * kl(log_p, log_q) + reverse_share * kl(log_q, log_p)
+
+    return between(apart, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 def total_variation(
@@ -301,8 +339,11 @@ def total_variation(
         TypeError: logits are not floating point.
         ValueError: shapes or numbers of classes differ, or a temperature is not > 0.
     """
-    log_p, log_q = _both(student, teacher, temperature, teacher_temperature)
-    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(dim=-1)
+
+    def apart(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(dim=-1)
+
+    return between(apart, student, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
 
 
 DIVERGENCES: Mapping[str, Callable[..., Tensor]] = {
@@ -318,12 +359,22 @@ DIVERGENCES: Mapping[str, Callable[..., Tensor]] = {
 """Every divergence by its name, for methods that let the user choose one."""
 
 
-def _both(student: Tensor, teacher: Tensor, temperature: Temperature, teacher_temperature: Temperature | None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (log p, log q) of teacher and student."""
-    check_logits(student=student, teacher=teacher)
-    log_q = log_probs(student, temperature=temperature)
-    log_p = log_probs(teacher.detach(), temperature=temperature if teacher_temperature is None else teacher_temperature)
-    return log_p, log_q
+def _scale(logits: Tensor, temperature: Temperature) -> tuple[Tensor, Temperature]:
+    """Logits in float32 or float64, and a temperature that they can be divided by."""
+    check_floating(logits=logits)
+    check_positive(temperature=temperature)
+    if not isinstance(temperature, Tensor):
+        return upcast(logits), temperature
+    items = logits.shape[:-1]
+    axes = zip(reversed(temperature.shape), reversed(items), strict=False)
+    if temperature.ndim > len(items) or any(t not in (1, n) for t, n in axes):
+        raise ValueError(f"temperature: expected a number or shape {tuple(items)} (one per item), got {tuple(temperature.shape)}")
+    return upcast(logits), temperature.unsqueeze(-1)
+
+
+def _plain(logits: Tensor, temperature: Temperature) -> Tensor:
+    """Log-probabilities, -inf for a masked class."""
+    return F.log_softmax(logits if isinstance(temperature, (int, float)) and temperature == 1 else logits / temperature, dim=-1)
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preceptor.losses.checks import check_floating, check_labels, check_same_shape
+from preceptor.losses.checks import INTEGERS, check_floating, check_labels, check_same_shape
 from preceptor.losses.divergence import log_probs
-from preceptor.losses.numeric import any_masked, lift_to_zero, upcast
+from preceptor.losses.numeric import all_finite, lift_to_zero, upcast
+
+_NO_LABEL = torch.iinfo(torch.int64).min  # no label is left out
 
 
 def hard_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -34,8 +37,16 @@ def hard_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         check_same_shape(logits=logits, targets=batch["targets"])
         return lift_to_zero(-(batch["targets"] * log_probs(logits)).sum(dim=-1))
     check_floating(logits=logits)
-    check_labels(batch["y"], logits)
-    labels = batch["y"].long()
-    if any_masked(logits):
-        return -log_probs(logits).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return F.cross_entropy(upcast(logits).flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    labels = batch["y"]
+    if labels.device.type != "cpu" or labels.dtype not in INTEGERS or labels.shape != logits.shape[:-1]:
+        check_labels(labels, logits)
+    labels = labels.long()
+    rows = upcast(logits) if logits.ndim <= 2 else upcast(logits).flatten(0, -2)
+    try:
+        loss = F.cross_entropy(rows, labels.flatten() if labels.ndim > 1 else labels, reduction="none", ignore_index=_NO_LABEL)
+    except IndexError:  # on a CPU it looks at the labels itself
+        check_labels(labels, logits)
+        raise
+    if all_finite(loss):
+        return loss.view(labels.shape) if labels.ndim > 1 else loss
+    return -log_probs(logits).gather(-1, labels.unsqueeze(-1)).squeeze(-1)

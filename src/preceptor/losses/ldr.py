@@ -106,9 +106,8 @@ def ldr(
     scores = normalised(logits, normalise)
     labels = targets.long().unsqueeze(-1)
     own = scores.gather(-1, labels)
-    violations = scores - (_finite(own) if any_masked(own) else own)
-    if margin:
-        violations = violations + margin
+    own = _finite(own) if any_masked(own) else own
+    violations = scores - (own - margin if margin else own)
     return _member(violations.scatter(-1, labels, 0.0), lam, member, top)
 
 

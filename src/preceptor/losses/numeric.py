@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,11 @@ def lift_to_zero(x: Tensor) -> Tensor:
 def any_masked(logits: Tensor) -> bool:
     """Whether some logit is -inf."""
     return logits.numel() > 0 and logits.detach().amin().item() == -torch.inf
+
+
+def all_finite(losses: Tensor) -> bool:
+    """Whether no loss is infinite or not a number; less to look at than the logits they come from."""
+    return math.isfinite(losses.detach().sum().item())
 
 
 def gram(x: Tensor) -> Tensor:

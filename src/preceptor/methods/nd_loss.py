@@ -57,6 +57,7 @@ Mode = Literal["nd", "cosine", "norm"]
 """``nd``: direction and norm; ``cosine``: direction alone; ``norm``: norm alone."""
 
 _MEANS = "nd-loss/class_means"
+_NO_LENGTH = 1e-12  # an embedding not longer has no direction
 
 
 def class_means(model: nn.Module, batches: Iterable[Batch], num_classes: int, *, layer: str = "") -> Tensor:
@@ -111,15 +112,13 @@ def nd_loss(student: Tensor, teacher: Tensor, class_means: Tensor, labels: Tenso
     check_same_shape(student=student, teacher=teacher)
     if student.ndim != 2 or class_means.ndim != 2 or class_means.shape[1] != student.shape[1]:
         raise ValueError(f"class_means: expected shape (classes, D) for embeddings {tuple(student.shape)}, got {tuple(class_means.shape)}")
-    f_s, f_t = upcast(student), upcast(teacher).detach()
-    with torch.autocast(f_s.device.type, enabled=False):
-        norm = f_s.norm(dim=1)
-        teacher_norm = f_t.norm(dim=1)
-        longest = norm if mode == "cosine" else torch.where(norm >= teacher_norm, norm, teacher_norm)
-        longest = torch.where(longest > 1e-12, longest, 1.0)
-        if mode == "norm":
-            return 1 - norm / longest
-        return 1 - (f_s * _directions(class_means.to(f_s), labels)).sum(dim=1) / longest
+    f_s = upcast(student)
+    norm, teacher_norm = torch.linalg.vector_norm(f_s, dim=1), torch.linalg.vector_norm(upcast(teacher).detach(), dim=1)
+    longest = norm if mode == "cosine" else torch.where(norm >= teacher_norm, norm, teacher_norm)
+    longest = longest.masked_fill(longest <= _NO_LENGTH, 1.0)
+    if mode == "norm":
+        return 1 - norm / longest
+    return 1 - (f_s * _directions(class_means.to(f_s), labels)).sum(dim=1) / longest
 
 
 def _directions(class_means: Tensor, labels: Tensor) -> Tensor:
@@ -127,7 +126,8 @@ def _directions(class_means: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         if labels.ndim != 2 or labels.shape[1] != len(class_means):
             raise ValueError(f"labels: expected class probabilities (N, {len(class_means)}), got {tuple(labels.shape)}")
-        return F.normalize(labels.to(class_means) @ class_means.detach(), dim=1)
+        with torch.autocast(class_means.device.type, enabled=False):
+            return F.normalize(labels.to(class_means) @ class_means.detach(), dim=1)
     check_labels(labels, class_means.new_empty(len(labels), len(class_means)))
     return F.normalize(class_means.detach(), dim=1).index_select(0, labels.long())
 
