@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,9 +39,20 @@ def test_a_class_without_probability_costs_nothing_where_the_target_has_none():
     assert torch.isfinite(logits.grad).all()
 
 
+def test_a_label_without_probability_costs_the_largest_finite_surprise():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf], [-torch.inf] * 3, [3.0, 1.0, -torch.inf]], dtype=torch.double, requires_grad=True)
+    value = hard_loss(logits, {"y": torch.tensor([2, 1, 0])})
+    expected = [-math.log(torch.finfo(torch.double).tiny), math.log(3), math.log1p(math.exp(-2))]
+    torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.double))
+    value.sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
+        (torch.tensor([0, -100]), ValueError, r"labels: expected values in \[0, 4\], got -100"),
         (torch.tensor([0, 5]), ValueError, r"labels: expected values in \[0, 4\], got 5"),
         (torch.tensor([-1, 0]), ValueError, r"labels: expected values in \[0, 4\], got -1"),
         (torch.tensor([0]), ValueError, r"labels: expected shape \(2,\) for logits \(2, 5\), got \(1,\)"),
