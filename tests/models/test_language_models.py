@@ -69,6 +69,16 @@ def test_what_cannot_be_loaded_is_one_line(spec, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_out_of_a_gguf_file_is_saved_as_floats_and_comes_back(smollm2, tmp_path):
+    short = load_language({"keep_layers": [0]}, teacher=smollm2[1])
+    for model in (smollm2[1], short):
+        model.save_pretrained(tmp_path)
+        back = load_language(f"hf:{tmp_path}")
+        assert not hasattr(back.config, "quantization_config")
+        pairs = zip(model.parameters(), back.parameters(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
 def test_smollm2_knows_english(smollm2):
     tokenizer, model = smollm2
     texts = pack(parts(read_documents("python"))["valid"], tokenizer, length=64, most=4)

@@ -57,7 +57,11 @@ def load_language(spec: nn.Module | str | Mapping[str, Any], *, teacher: nn.Modu
         where, options = _place(spec)
         if not options:
             options = {"use_safetensors": True}
-        return _read("AutoModelForCausalLM", where, {**options, "dtype": torch.float32}, spec)
+        model = _read("AutoModelForCausalLM", where, {**options, "dtype": torch.float32}, spec)
+        if "gguf_file" in options and getattr(model, "hf_quantizer", None) is not None:
+            model.hf_quantizer = None  # its weights are floats now; transformers would refuse to save them
+            del model.config.quantization_config
+        return model
     described = dict(spec)
     if "lora" in described:
         peft = require("peft", extra="llm", purpose="student: lora")
