@@ -42,11 +42,11 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
         if f"space_mask_{side}" in inputs:
             batch[f"{prefix}boundary"] = inputs[f"space_mask_{side}"].nonzero().T
     method = ALM(
-        temperature=params["binarization_temp"],
-        epsilon=params["epsilon"],
+        temperature=params.get("binarization_temp") or 100.0,
+        epsilon=params.get("epsilon", 1e-6),
         divergence=DIVERGENCES[params["diff_fn"]],
-        debias=params["append_space"],
-        merge=params["merge_space_threshold"] or 0.0,
+        debias=bool(params.get("append_space")),
+        merge=params.get("merge_space_threshold") or 0.0,
     )
     state = State(total_steps=1)
     with torch.no_grad():

@@ -20,7 +20,7 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
 def _cross_entropy(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
     """Row losses, reduced as the parameters say, with the log-normaliser and its penalty."""
     hidden, targets, ignored = inputs["embeddings"], inputs["targets"], params.get("ignore_index", -100)
-    shift = int(params.get("shift", 0))
+    shift = int(params.get("shift") or 0)
     if shift:
         hidden, targets = hidden[..., :-shift, :], targets[..., shift:]
     head = Head(inputs["classifier"], inputs.get("bias"), params.get("softcap", params.get("soft_cap")))
@@ -32,7 +32,7 @@ def _cross_entropy(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, 
         targets,
         ignore_index=ignored,
         class_weights=weights,
-        label_smoothing=params.get("label_smoothing", 0.0),
+        label_smoothing=params.get("label_smoothing") or 0.0,
         chunk_rows=2,
     )
     _, lse = linear_cross_entropy_lse(hidden, head, targets, ignore_index=ignored, chunk_rows=2)

@@ -30,13 +30,13 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
         return {"loss": _vision(function, params, inputs)}
     if function == "at":
         pairs = zip(inputs["student_maps"], inputs["teacher_maps"], strict=True)
-        return {"loss": torch.stack([attention_transfer(s, t, p=params["p"]) for s, t in pairs]).sum(dim=0)}
+        return {"loss": torch.stack([attention_transfer(s, t, p=params.get("p", 2)) for s, t in pairs]).sum(dim=0)}
     if function in ("fitnet", "fitnets", "hint"):
         return {"loss": hint_loss(inputs["student_features"], inputs["teacher_features"])}
     if function == "rkd":
         student, teacher = inputs["student_features"], inputs["teacher_features"]
-        distance = rkd_distance(student, teacher, squared=params["squared"], eps=params["eps"])
-        return {"loss": params["distance_weight"] * distance + params["angle_weight"] * rkd_angle(student, teacher)}
+        distance = rkd_distance(student, teacher, squared=params.get("squared", False), eps=params.get("eps", 1e-12))
+        return {"loss": params.get("distance_weight", 25) * distance + params.get("angle_weight", 50) * rkd_angle(student, teacher)}
     return _tokens(function, params, inputs)
 
 
@@ -51,7 +51,7 @@ def _vision(function: str, params: dict[str, Any], inputs: dict[str, Any]) -> Te
 def _tokens(function: str, params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
     """Divergences of the tokens that count; DistiLLM's ``lam`` is the share that each function documents."""
     student, teacher = inputs["student_logits"], inputs["teacher_logits"]
-    if "labels" in inputs:
+    if inputs.get("labels") is not None:
         counts = inputs["labels"] != params.get("ignore_index", -100)
         student, teacher = student[counts], teacher[counts]
     temperature = params.get("temperature", 1.0)

@@ -27,7 +27,8 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
     if params["kind"] == "clip_b":
         kept = clip_b(s, advantages, mask, mu=params["mu"])
     else:
-        kept = clip_v(s, n, advantages, mask, mu=params["mu"], max_share=params["max_frac"])
+        kept = clip_v(s, n, advantages, mask, mu=params["mu"], max_share=params.get("max_frac"))
+        kept &= clip_v(s, n, -(advantages == 0).double(), mask, mu=params["mu"], max_share=None)  # released code: without advantage too
     clips = {"clip_low": params["clip_low"], "clip_high": params["clip_high"], "dual_clip": params["dual_clip_c"]}
     losses = ppo_surrogate(inputs["log_prob"], token_log_probs(logits, actions).detach(), advantages, **clips)
     return {
@@ -36,5 +37,15 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
         "advantages": advantages,
         "keep_mask": kept.to(mask.dtype),
         "n_clipped": (mask - kept.to(mask.dtype)).sum(),
-        "loss": aggregate(losses, kept, mode=MODES[params["loss_agg_mode"]]),
+        "loss": released_mean(losses, kept.to(mask.dtype), MODES[params["loss_agg_mode"]]),
     }
+
+
+def released_mean(values: Tensor, mask: Tensor, mode: Aggregation) -> Tensor:
+    """`aggregate` as released: 1e-8 is added to numbers of tokens, and sequences that the filter emptied count too."""
+    lengths = mask.sum(-1, keepdim=True)
+    if mode == "token-mean":
+        return aggregate(values, mask, mode=mode) * lengths.sum() / (lengths.sum() + 1e-8)
+    if mode == "sequence-mean":
+        values = values * lengths / (lengths + 1e-8)
+    return aggregate(values, mask, mode=mode) * (lengths > 0).double().mean()

@@ -25,15 +25,24 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _policy(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
-    old = inputs["old_log_prob"]
-    advantages = extrapolated_advantages(old, inputs["teacher_log_prob"], inputs.get("reference_log_prob"), reward_scale=params["lambda"])
+    old, scale = inputs["old_log_prob"], params.get("lambda", 1.0)
+    advantages = extrapolated_advantages(old, inputs["teacher_log_prob"], inputs.get("reference_log_prob"), reward_scale=scale)
     clips = {"clip_low": params["clip_low"], "clip_high": params["clip_high"], "dual_clip": params["dual_clip_c"]}
     losses = ppo_surrogate(inputs["log_prob"], old, advantages, **clips)
-    if (given := next((value for key, value in inputs.items() if "weights" in key), None)) is not None:
+    if (given := next((value for key, value in inputs.items() if "weight" in key and value is not None), None)) is not None:
         losses = losses * given
-    if "rollout_log_prob" in inputs:
-        losses = losses * importance_weights(old, inputs["rollout_log_prob"], cap=params.get("importance_cap", 5.0))
-    return {"advantages": advantages, "loss": aggregate(losses, inputs["response_mask"], mode=MODES[params["loss_agg_mode"]])}
+    if (sampled := next((value for key, value in inputs.items() if key.startswith("rollout_log_prob")), None)) is not None:
+        losses = losses * importance_weights(old, sampled, cap=params.get("importance_cap", 5.0))
+    return {"advantages": advantages, "loss": released_mean(losses, inputs["response_mask"].detach(), MODES[params["loss_agg_mode"]])}
+
+
+def released_mean(values: Tensor, mask: Tensor, mode: Aggregation) -> Tensor:
+    """`aggregate` with the 1e-8 that the released code adds to every number it divides by."""
+    lengths = mask.sum(-1, keepdim=True)
+    if mode == "sequence-mean":
+        values = values * lengths / (lengths + 1e-8)
+    number = mask.sum() if mode == "token-mean" else (lengths > 0).sum()
+    return aggregate(values, mask, mode=mode) * number / (number + 1e-8)
 
 
 def _jsd(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -41,6 +50,10 @@ def _jsd(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
     if inputs.get("labels") is not None:
         counts = inputs["labels"] != -100
         student, teacher = student[counts], teacher[counts]
-    losses = generalized_jsd(student, teacher, beta=params["beta"], temperature=params["temperature"])
-    items = params.get("num_items_in_batch")
-    return {"loss": losses if items is None else losses.sum() / items}
+    losses = generalized_jsd(student, teacher, beta=params.get("beta", 0.5), temperature=params.get("temperature", 1.0))
+    items, reduction = params.get("num_items_in_batch"), params.get("reduction", "batchmean")
+    if items is not None:
+        return {"loss": losses.sum() / items}
+    if reduction == "mean":  # over the vocabulary too
+        return {"loss": losses / student.shape[-1]}
+    return {"loss": losses.sum(-1) if reduction == "batchmean" and losses.ndim == 2 else losses}  # without labels a mean over sequences

@@ -6,24 +6,18 @@ from typing import Any
 
 import torch
 
-from preceptor.losses.hard import hard_loss
-from preceptor.losses.ldr import Normalise, adaptation_cost, adapted, ldr, normalised
+from preceptor.losses.ldr import Member, Normalise, adaptation_cost, adapted, ldr, normalised
 
 
 def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Item values of one case; of the adaptive loss means, gradients and tables of all steps."""
+    """Item values of one case; of the adaptive loss means, gradients and tables of all steps. Their cross-entropy is a mean: less log K."""
     words = params.get("logit_transform", "none")
     how: Normalise = "softplus" if "softplus" in words else "l1" if "divide" in words else "none"
     if params["kind"].startswith("aldr"):
         return _adaptive(params, inputs, how)
     margin, lam = params.get("margin", 0.0), params.get("lambda", 1.0)
-    if params["kind"].startswith(("ce", "cross")):
-        if margin == 0 and lam == 1:
-            return {"loss": hard_loss(normalised(inputs["logits"], how), {"y": inputs["targets"]})}
-        loss = ldr(inputs["logits"], inputs["targets"], lam=lam, margin=margin, normalise=how)
-        return {"loss": loss + lam * torch.tensor(float(inputs["logits"].shape[-1]), dtype=loss.dtype).log()}
-    members = {"ldr_kl": "kl", "cs": "cs", "topk": "top", "l2": "l2"}
-    member = next(value for key, value in members.items() if key in params["kind"])
+    members: dict[str, Member] = {"cs": "cs", "topk": "top", "l2": "l2"}
+    member = next((value for key, value in members.items() if key in params["kind"]), "kl")
     loss = ldr(inputs["logits"], inputs["targets"], lam=lam, margin=margin, member=member, normalise=how, top=params.get("k", 5))
     return {"loss": loss}
 

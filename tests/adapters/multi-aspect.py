@@ -14,7 +14,7 @@ def run(params: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Tensor]:
     terms = aspect_loss(
         inputs["student_logits"],
         inputs["labels"],
-        inputs["aspect_probs"],
+        inputs["aspect_probs"].double(),  # hard targets may be integers
         num_classes=params["num_classes"],
         aspect_weight=params.get("alpha", 4.0),
         hard_weight=params.get("ce_weight", 1.0),
