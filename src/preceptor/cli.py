@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from preceptor.commands import ednet, personalise, scaling, simulate
+from preceptor.commands import ednet, personalise, raters, scaling, simulate
 from preceptor.commands.annotate import annotate
 from preceptor.commands.crossword import crossword
 from preceptor.commands.feedback import feedback
 from preceptor.commands.pedagogy import pedagogy
 from preceptor.commands.shared import AsJson, Out, Overrides, RecipePath, Resume, bars, checked, fail
+from preceptor.commands.strategies import strategies
 
 app = typer.Typer(
     name="preceptor",
@@ -242,7 +243,8 @@ app.add_typer(scaling.app, name="scaling")
 app.add_typer(simulate.app, name="simulate")
 app.add_typer(ednet.app, name="ednet")
 app.add_typer(personalise.app, name="personalise")
-for command in (annotate, pedagogy, feedback, crossword):
+app.add_typer(raters.app, name="raters")
+for command in (annotate, pedagogy, feedback, crossword, strategies):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -110,6 +110,48 @@ def test_without_people_there_are_labels_and_no_verdict(folder):
     assert "nobody&#x27;s labels" in (folder / "out" / "report.html").read_text()
 
 
+def test_a_student_labels_more_comments(folder):
+    rows = (folder / "comments.csv").read_text().splitlines()
+    coded = [*rows[:16], *(f"{line.rsplit(',', 4)[0]},,,," for line in rows[16:])]  # 15 comments that people labelled
+    (folder / "comments.csv").write_text("\n".join(coded))
+    (folder / "more.csv").write_text("id,comment\nm1,number 77 thank you <script>\nm2,number 78?\n")
+    with serving(reply) as (url, asked):
+        done = run(folder, "--student", str(folder / "more.csv"), "--least-kappa", "0.5", url=url)
+        assert done.exit_code == 0, done.output
+        assert not any("number 77" in text for text in asked)
+    result = json.loads((folder / "out" / "result.json").read_text())
+    assert result["student"]["learned_from"] == 25
+    kappas = [one["reliability"]["human_model"]["value"] for one in result["categories"]]
+    assert [one["weight"] for one in result["student"]["categories"]] == pytest.approx([max(kappa, 0) for kappa in kappas])
+    assert f"student, gratitude: weight {kappas[0]:.3f}; kappa with people" in done.output
+    assert (folder / "out" / "student.csv").read_text().splitlines()[:2] == ["id,gratitude,question", "m1,1,0"]
+    assert "A student of these labels" in (folder / "out" / "report.html").read_text()
+
+
+def test_levels_go_through_files_and_page(folder):
+    (folder / "rubric.yaml").write_text(
+        "categories:\n  - name: question\n    statement: How much does it ask?\n"
+        "    levels: [nothing, '<i>one</i>', many]\n    weights: linear\n"
+    )
+    words = ("nothing", "<i>one</i>", "many")
+    rows = [f"c{i},{'?' * (i % 3)} {i},{words[i % 3]},{words[min(i % 3 + (i == 1), 2)]}" for i in range(40)]
+    (folder / "comments.csv").write_text("\n".join(["id,comment,H1:question,H2:question", *rows]))
+
+    def levels(messages):
+        return words[messages[0]["content"].rpartition("<comment>")[2].count("?") - 1]  # the order of the prompt has one too
+
+    with serving(levels) as (url, _):
+        done = run(folder, url=url)
+    assert done.exit_code == 0, done.output
+    assert "question: nothing 14, <i>one</i> 13, many 13 of 40 labelled comments; kappa people 0.9" in done.output
+    assert (folder / "out" / "labels.csv").read_text().splitlines()[2:4] == ["c1,<i>one</i>", "c2,many"]
+    result = json.loads((folder / "out" / "result.json").read_text())
+    assert result["categories"][0]["weights"] == "linear"
+    page = (folder / "out" / "report.html").read_text()
+    assert "nothing 14" in page
+    assert "<i>one" not in page
+
+
 def test_errors_are_one_line_and_nothing_is_asked(folder):
     with serving(reply) as (url, asked):
         for more, message in (
@@ -117,6 +159,7 @@ def test_errors_are_one_line_and_nothing_is_asked(folder):
             (["--style", "few-shot"], "style: expected examples in every category for 'few-shot', got none in 'gratitude'"),
             (["--human", "H3"], "expected a column 'H3:gratitude'"),
             (["--max-money", "1"], "budget"),
+            (["--student", str(folder / "none.csv")], "none.csv: expected an existing file, got none"),
         ):
             done = run(folder, *more, url=url)
             assert done.exit_code == 2, done.output

@@ -91,9 +91,29 @@ def test_how_answers_are_read_is_up_to_the_user(folder):
     assert [(one["accuracy"], one["bad"], one["items"]) for one in scores] == [(0, 100, 23), (100, 0, 29)]
 
 
+def test_sizes_years_and_an_accuracy_over_time(folder):
+    rows = [json.loads(line) | {"year": "2019" if i % 2 else "test of 2020"} for i, line in enumerate((folder / "items.jsonl").open())]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "sizes.csv").write_text("model,parameters,released,accuracy\ngood,8e9,2020-03,\nold,7e10,2018-01,40\n")
+    words = ["--prices", str(folder / "sizes.csv"), "--cost", "parameters", "--at-cost", "1e10", "--at-accuracy", "35", "--by", "year"]
+    with serving(reply) as (url, _):
+        done = run(folder, "--model", "good", *words, url=url)
+    assert done.exit_code == 0, done.output
+    assert "on the frontier: good, 100.0 % for 8 G parameters" in done.output
+    assert "good: 100.0 % if every letter were right equally often" in done.output
+    assert "good came out in 2020-03, after 12 of the items (2019): it may have learned from them" in done.output
+    result = json.loads((folder / "out" / "result.json").read_text())
+    assert result["categories"] == ["2019", "test of 2020"]
+    assert [(one["date"], one["value"], one["price"]) for one in result["progress"]] == [("2018-01", None, 7e10), ("2020-03", 100, 8e9)]
+    page = (folder / "out" / "report.html").read_text()
+    assert "items in 2 years" in page
+    assert "Least cost of 35 %" in page
+
+
 def test_errors_are_one_line(folder):
     for more, message in (
         (["--model", "m", "--model", "m"], "model: expected each once, got m, m"),
+        (["--model", "m", "--letter-prior", "test"], "letter_prior: expected parsing 'log-probs' with it, got 'strict-official'"),
         (["--model", "m", "--columns", "question"], "columns: expected NAME=COLUMN, got 'question'"),
         (
             ["--model", "m", "--columns", "question=questio"],

@@ -1,6 +1,7 @@
 """``preceptor personalise``: a review by lines of input, its report, reactions, the simulation."""
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
@@ -124,3 +125,31 @@ def test_reactions(tmp_path):
     assert "within 12 students: +1.00" in result.output
     assert json.loads(run("reactions", path, "--json").stdout)["students"] == 12
     assert run("reactions", tmp_path / "no.csv").exit_code == 2
+
+
+def test_ratings_with_places_tell_whether_problems_become_more_interesting(tmp_path):
+    path = tmp_path / "ratings.csv"
+    rows = [
+        f"s{s},t{s % 2},{grain},0.5,{3 + s % 2 + 0.5 * math.log(n)},{n}" for s in range(8) for n, grain in ((1, 1), (2, 4), (4, 1), (8, 4))
+    ]
+    path.write_text("student,teacher,grain,match,rating,place\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    result = run("reactions", path)
+    assert result.exit_code == 0, result.output
+    assert "ratings grow by +0.50 (+0.50 to +0.50) per log n of a teacher's n-th problem, 2 teachers" in result.output
+    assert json.loads(run("reactions", path, "--json").stdout)["quality_curve"]["slope"] == pytest.approx(0.5)
+
+
+def test_profiles_learn_from_ratings(files, tmp_path):
+    out, ratings, new = tmp_path / "out", tmp_path / "ratings.csv", tmp_path / "new.jsonl"
+    assert run("review", *files, "--out", out, "--grain", 3, "--exceptions").exit_code == 0
+    ratings.write_text("student,variant,rating\n2,p7:music,1\n", encoding="utf-8")
+    result = run("learn", files[1], out / "delivered.jsonl", ratings, "--out", new, "--rate", 0.5)
+    assert (result.exit_code, result.output) == (0, f"1 of 2 profiles changed: {new}\n")
+    topics = [json.loads(line)["topics"] for line in new.read_text(encoding="utf-8").splitlines()]
+    assert topics[0] == {"football": 1}
+    assert topics[1] == pytest.approx({"music": 1 / 3, "football": 2 / 3})
+    assert run("learn", files[1], out / "delivered.jsonl", ratings, "--out", new, "--scale", 0, 10).exit_code == 0
+    assert json.loads(new.read_text(encoding="utf-8").splitlines()[1])["topics"]["music"] == pytest.approx(0.7 * 2 / 3 + 0.3 * 0.1)
+    result = run("learn", files[1], out / "delivered.jsonl", ratings, "--out", new, "--scale", 2, 5)
+    assert result.exit_code == 2
+    assert "expected a rating from 2 to 5 in row 1, got '1'" in result.output

@@ -19,7 +19,9 @@ def call(*words):
 
 
 def csv_of(path, heads, rows):
-    path.write_text("\n".join([",".join(heads), *(",".join(f"{cell:.8g}" for cell in row) for row in rows)]) + "\n")
+    path.write_text(
+        "\n".join([",".join(heads), *(",".join(cell if isinstance(cell, str) else f"{cell:.8g}" for cell in row) for row in rows)]) + "\n"
+    )
     return path
 
 
@@ -91,6 +93,10 @@ def test_encoder_and_decoder(tables, tmp_path):
     p_e, p_d = (result["parameters"][name]["value"] for name in ("p_e", "p_d"))
     assert math.isclose(split["Ne"]["value"] / split["Nd"]["value"], 2 * p_e / p_d, rel_tol=1e-9)
     assert [chart["title"] for chart in result["charts"]] == ["Loss against budget", "What another split costs"]
+    page = (tmp_path / "report.html").read_text()
+    assert "a law in Ne + Nd alone" in page
+    assert ("A bold projection is" in page) == any(answer["bold"] for answer in result["answers"])
+    assert "A bold projection is" not in render({**result, "answers": [{**answer, "bold": False} for answer in result["answers"]]})
 
 
 def test_a_score_of_the_data(tables, tmp_path):
@@ -129,6 +135,33 @@ def test_refusals_are_one_line_and_write_nothing(tables, tmp_path, words, messag
     assert done.exit_code == 2, done.output
     assert done.stderr.startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
+
+
+def test_sources_of_pretraining_data_are_compared(tmp_path):
+    data = [10.0**n for n in np.linspace(6, 10, 7)]
+    scores = {"good": [(math.log(d) - 5) ** 1.4 for d in data], "bad": [20, 24, 27, 28, 26, 25, 23]}
+    rows = [(name, d, score, 2 + d**-0.1) for name, column in scores.items() for d, score in zip(data, column, strict=True)]
+    table = csv_of(tmp_path / "sources.csv", ["mixture", "tokens", "BLEU", "loss"], rows)
+    done = call("sources", table, "--budget", 1e11, "--without", 10, "--draws", 20, "--json")
+    assert done.exit_code == 0, done.output
+    good, bad = json.loads(done.stdout)["sources"]
+    truth = (math.log(1e11) - 5) ** 1.4
+    assert (good["source"], good["verdict"], bad["verdict"]) == ("good", "aligned", "misaligned")
+    assert good["foretold"] == pytest.approx(truth, rel=1e-3)
+    assert good["gain"] == pytest.approx(truth - 10, rel=1e-2)
+    assert good["low"] <= good["foretold"] <= good["high"]
+    assert good["parameters"]["beta"] == pytest.approx(1.4, rel=0.05)
+    said = call("sources", table, "--budget", 1e11, "--draws", 0).stdout.splitlines()
+    assert said[0].startswith(f"good: aligned, score {truth:.4g} with 1e+11 tokens; held-out error 0.0%, of a straight line ")
+    assert said[1].startswith("bad: misaligned, score ")
+    assert "  warning: score: falls by 5 with more pretraining data, they do not suit the task" in said
+    over = call("sources", table, "--budget", 1e11, "--draws", 0, "--ceiling", 30).stdout
+    assert "the law passes the ceiling 30" in over
+    plain = csv_of(tmp_path / "plain.csv", ["D", "score", "loss"], [row[1:] for row in rows])
+    done = call("sources", plain, "--budget", 1e11)
+    assert (done.exit_code, done.stderr) == (2, "error: source: expected a column source in plain.csv, got D, score, loss\n")
+    done = call("sources", plain, "--columns", "source=D", "--budget", 1e11)
+    assert done.stderr == "error: 1000000: data: expected at least two sizes, got 1\n"
 
 
 def test_the_page_is_whole_and_escapes(tables, tmp_path):

@@ -56,6 +56,12 @@ def test_options_reach_the_measures(tmp_path):
     assert "warning: box: expected at least twice r_attraction, 30" in other.stderr
 
 
+def test_a_mill_is_measured_about_its_circular_mean(tmp_path):
+    words = ("--case", "mill", "--agents", 20, "--steps", 2, "--json")
+    assert json.loads(call(*words, "--out", tmp_path / "a").stdout)["centroid"] == "circular"
+    assert json.loads(call(*words, "--out", tmp_path / "b", "--centroid", "mean").stdout)["centroid"] == "mean"
+
+
 def test_a_killed_run_keeps_its_frames_and_goes_on_to_the_same_end(tmp_path):
     words = ["--case", "torus", "--agents", "300", "--steps", "9000", "--every", "2"]
     code = "from preceptor.commands.simulate import app; app()"

@@ -15,6 +15,7 @@ from statsmodels.stats import contingency_tables as tables
 from statsmodels.stats import proportion
 
 from preceptor.education.frontier import Steps, frontier, hypervolume, progress, steps
+from preceptor.education.item_files import read_items
 from preceptor.education.multiple_choice import (
     NONE,
     Item,
@@ -22,7 +23,6 @@ from preceptor.education.multiple_choice import (
     held_out,
     lenient_letter,
     prompt,
-    read_items,
     right,
     sit,
     strict_letter,

@@ -84,7 +84,12 @@ def test_neighbours_and_abstaining():
     made = NearestAnswerScorer(embed=lambda texts: np.array([table[text] for text in texts]), metric="euclidean", k=3)
     made.fit(["p"] * 3, ["a", "b", "c"], [4, 0, 1], ["fa", "fb", "fc"])
     assert [(one.score, one.feedback) for one in made.predict(["p"], ["q"])] == [(1, "fc")]
-    assert scorer(limit=0.5).predict(["p"], ["something else"])[0].score is None
+    spread = {"a": [0.0], "b": [1.0], "c": [3.0], "d": [7.0], "near": [8.9], "far": [9.6]}  # nearest others at 1, 1, 2 and 4
+    for quantile, expected in ((None, [4, 4]), (1.0, [4, 4]), (0.75, [4, None]), (0.5, [None, None])):
+        made = NearestAnswerScorer(embed=lambda texts: np.array([spread[text] for text in texts]), metric="euclidean", quantile=quantile)
+        made.fit(["p"] * 4 + ["q"], ["a", "b", "c", "d", "a"], [0, 1, 2, 4, 3], [""] * 5)
+        assert [one.score for one in made.predict(["p", "p"], ["near", "far"])] == expected
+        assert [one.score for one in made.predict(["q"], ["far"])] == [3]  # one past answer sets no limit
 
 
 def test_char_ngrams():
@@ -107,6 +112,8 @@ def test_bad_past_answers():
         NearestAnswerScorer().fit(["p"], ["x"], [5], [""])
     with pytest.raises(ValueError, match="k: expected at least 1, got 0"):
         NearestAnswerScorer(k=0).fit(["p"], ["x"], [4], [""])
+    with pytest.raises(ValueError, match=r"quantile: expected a number in \[0, 1\], got 2"):
+        NearestAnswerScorer(quantile=2).fit(["p"], ["x"], [4], [""])
     for made in (NearestAnswerScorer(), OrdinalScorer()):
         with pytest.raises(ValueError, match="answers: expected past answers from fit, got none"):
             made.predict(*([["p"]] * (2 if isinstance(made, NearestAnswerScorer) else 1)))

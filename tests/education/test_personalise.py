@@ -103,6 +103,18 @@ def test_another_context_passes_and_another_number_does_not():
     assert kinds(good.replace("4", "5").replace("2 €", "7 €"), problem=free) == ["numbers", "numbers"]
 
 
+def test_every_part_of_a_problem_keeps_its_answer():
+    two = PROBLEM.model_copy(update={"solution": "3 * 4; 3 * 4 + 2"})
+    good = "Ann buys 3 packs of football cards for 4 € each and a scarf for 2 €. How much does she pay?"
+    assert kinds(good, solution="4 * 3 ; 2 + 3 * 4", problem=two) == []
+    (failure,) = check(variant(good, solution="3 * 4; 3 * 4 + 3"), two, RULES)
+    assert failure.message == "the answer of part 2 is 15, not 14"
+    (failure,) = check(variant(good, solution="24 / 2; 3 * 4 + 2"), two, RULES)
+    assert (failure.kind, failure.message) == ("operations", "the operations of part 1 are /, not *")
+    (failure,) = check(variant(good, solution="3 * 4"), two, RULES)
+    assert (failure.kind, failure.message) == ("answer", "the solution has 1 parts, not 2")
+
+
 def test_wording_and_realism():
     good = "Ann buys 3 packs of football cards for 4 € each and a scarf for 2 €. How much does she pay?"
     assert kinds(good + " She is a great fan of this very old and famous football club.") == ["length"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preceptor.education.personalise.checks import Rules
-from preceptor.education.personalise.effort import changed_share, edit_distance, effort_report, learning_curve
+from preceptor.education.personalise.effort import changed_share, edit_distance, effort_report, learning_curve, quality_curve
 from preceptor.education.personalise.events import Event, EventLog, read_events
 from preceptor.education.personalise.generate import plan
 from preceptor.education.personalise.reactions import Rating, contrast, reaction_report, read_ratings
@@ -324,6 +324,28 @@ def test_bad_minutes(minutes, message):
         learning_curve(minutes)
 
 
+def test_quality_curve_recovers_the_slope_of_ratings():
+    rng = np.random.default_rng(0)
+    rows = {
+        f"t{j}": [(n, level + 0.4 * math.log(n) + rng.normal(0, 0.3)) for n in range(1, 13) for _ in range(5)]
+        for j, level in enumerate((2.5, 3.0, 3.5))
+    }
+    curve = quality_curve(rows)
+    assert curve.slope == pytest.approx(0.4, abs=0.1)
+    assert curve.low < curve.slope < curve.high
+    assert (curve.teachers, curve.problems) == (3, 180)
+    shifted = {teacher: [(n, value + j) for n, value in own] for j, (teacher, own) in enumerate(rows.items())}
+    assert quality_curve(shifted, draws=0).slope == pytest.approx(curve.slope)  # a teacher's level does not count
+    minutes = {teacher: [math.exp(value) for _, value in own[::5]] for teacher, own in rows.items()}
+    same = {teacher: own[::5] for teacher, own in rows.items()}
+    assert quality_curve(same, draws=0).slope == pytest.approx(learning_curve(minutes, draws=0).slope)
+    for bad in ({"a": [(0, 3.0), (2, 4.0)]}, {"a": [(1, 3.0), (2, math.nan)]}):
+        with pytest.raises(ValueError, match=r"^ratings of a: expected places of at least 1 and finite ratings, got others$"):
+            quality_curve(bad)
+    with pytest.raises(ValueError, match=r"^ratings: expected a teacher with at least 2 problems, got none$"):
+        quality_curve({"a": [(2, 3.0), (2, 4.0)]})
+
+
 def ratings(teachers, students, seed=0):
     rng = np.random.default_rng(seed)
     made = []
@@ -364,5 +386,5 @@ def test_contrast_by_hand_and_bad_ratings(tmp_path):
         reaction_report([*made, Rating(student="a", teacher="t", grain=1, match=0.0, rating=math.nan)])
     path = tmp_path / "ratings.csv"
     path.write_text("student,teacher,grain,match,rating\na,t,1,0.5,4\na,t,4,0.5,five\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="expected numbers for grain, match and rating in row 2, got could not convert"):
+    with pytest.raises(ValueError, match="expected numbers for grain, match, rating and place in row 2, got could not convert"):
         read_ratings(path)

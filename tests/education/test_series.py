@@ -5,19 +5,21 @@ import math
 import numpy as np
 import pytest
 
+from preceptor.education.anomalies import change_points, detect
 from preceptor.education.dtw import dtw, dtw_matrix, dtw_path
 from preceptor.education.forecasting import (
-    carried,
     conformal_radius,
     forecast,
     holt_winters,
     mase,
     pinball,
     smape,
+    smooth,
 )
-from preceptor.education.panel import panel_from_events, panel_of, rolling_origins, synthetic_panel, z_scored
-from preceptor.education.trajectories import change_points, classify, cluster, detect, features, k_medoids
-from preceptor.methods.time_series_education import adjusted_rand, split_panel
+from preceptor.education.panel import Panel, carried, panel_from_events, panel_of, rolling_origins, synthetic_panel, z_scored
+from preceptor.education.partitions import adjusted_rand, cluster, k_medoids
+from preceptor.education.series_networks import SeriesTraining
+from preceptor.education.trajectories import classify, features
 
 RANDOM = np.random.default_rng(0)
 A, B = RANDOM.standard_normal(11), RANDOM.standard_normal(8)
@@ -105,10 +107,42 @@ def test_the_seasonal_forecast_repeats_and_its_own_error_is_1():
     assert math.isnan(mase(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros((1, 30)))[0])
 
 
-@pytest.mark.parametrize("method", ["naive", "seasonal-naive", "holt-winters", "ar", "dlinear"])
+def test_smoothing_without_a_season_is_that_of_statsmodels():
+    from statsmodels.tsa.holtwinters import Holt, SimpleExpSmoothing
+
+    x = 5 + RANDOM.standard_normal((3, 30)).cumsum(1)
+    known = {"initialization_method": "known"}
+    ways = {
+        "simple": lambda row, a, b: SimpleExpSmoothing(row, **known, initial_level=row[0]).fit(smoothing_level=a, optimized=False),
+        "holt": lambda row, a, b: Holt(row, **known, initial_level=2 * row[0] - row[1], initial_trend=row[1] - row[0]).fit(
+            smoothing_level=a, smoothing_trend=b, optimized=False
+        ),
+    }
+    for method, fit in ways.items():
+        found = smooth(x, period=7, horizon=4, method=method)
+        for u, row in enumerate(x):
+            fits = [fit(row, a, b) for a in (0.05, 0.15, 0.3, 0.6) for b in (0.01, 0.1, 0.3)]
+            best = min(fits, key=lambda made: ((made.fittedvalues - row)[2:] ** 2).sum())
+            np.testing.assert_allclose(found.fitted[u], best.fittedvalues, rtol=1e-9)
+            np.testing.assert_allclose(found.forecast[u], best.forecast(4), rtol=1e-9)
+    line = panel_of(np.arange(9.0)[None])
+    np.testing.assert_allclose(forecast(line, 3, "holt"), [[9, 10, 11]], rtol=1e-9)  # the season is not needed
+    assert (forecast(line, 3, "holt-winters") == 8).all()
+
+
+def test_a_regression_with_a_short_past_sees_less_of_it():
+    x = np.tile(RANDOM.random((3, 7)), 4) + 1e-3 * RANDOM.random((3, 28))
+    assert np.abs(forecast(panel_of(x), 7, "ar") - x[:, :7]).max() < np.abs(x[:, -1:] - x[:, :7]).max() / 2
+    assert np.array_equal(forecast(panel_of(x), 7, "ar"), forecast(panel_of(x), 7, "ar", lags=14))
+    assert not np.array_equal(forecast(panel_of(x), 7, "ar"), forecast(panel_of(x), 7, "ar", lags=7))
+
+
+@pytest.mark.parametrize("method", ["naive", "seasonal-naive", "simple", "holt", "holt-winters", "ar", "dlinear", "gru", "tcn"])
 def test_forecasts_are_finite_also_for_short_constant_and_missing_series(method):
-    for x in (np.zeros((2, 60)), np.full((2, 60), 4.0), np.ones((2, 5)), np.where(RANDOM.random((2, 60)) < 0.3, np.nan, 2.0)):
-        found = forecast(panel_of(x), 3, method)
+    brief = SeriesTraining(width=4, epochs=1)
+    short = (np.ones((2, 5)), np.ones((2, 1)))
+    for x in (np.zeros((2, 60)), np.full((2, 60), 4.0), *short, np.where(RANDOM.random((2, 60)) < 0.3, np.nan, 2.0)):
+        found = forecast(panel_of(x), 3, method, training=brief)
         assert found.shape == (2, 3)
         assert np.isfinite(found).all()
 
@@ -164,6 +198,34 @@ def test_missing_is_not_zero():
     assert detect(gap, "seasonal")[0, [0, 2, 4]].tolist() == [0, 0, 0]
 
 
+def test_days_begin_where_they_are_said_to_and_kinds_stay_apart():
+    hour, day = 3_600_000, 86_400_000
+    time = np.array([23 * hour, 25 * hour, 47 * hour])
+    by_event, _ = panel_from_events(np.zeros(3), time)
+    by_day, _ = panel_from_events(np.zeros(3), time, begin=0.0)
+    assert by_event.values[0, :, 0].tolist() == [2, 1]  # a day after the first event, 23 hours late
+    assert by_day.values[0, :, 0].tolist() == [1, 2]
+    shifted, _ = panel_from_events(np.zeros(3), time, begin=-2.0 * hour)  # midnight two hours earlier, east of there
+    assert shifted.values[0, :, 0].tolist() == [0, 2, 1]
+    assert shifted.mask.tolist() == [[False, True, True]]
+    ended, _ = panel_from_events(np.zeros(3), time, begin=0.0, ends=np.array([0.5 * day]))
+    assert ended.mask.tolist() == [[True, False]]
+    kinds, _ = panel_from_events(np.array([1, 1, 2]), time, kind=np.array(["video", "quiz", "video"]), begin=0.0)
+    assert kinds.values.tolist() == [[[0, 1], [1, 0]], [[0, 0], [0, 1]]]  # quiz, video
+    with pytest.raises(ValueError, match=r"^begin: expected at most 82800000, the time of the first event, got 90000000\.0$"):
+        panel_from_events(np.zeros(3), time, begin=25.0 * hour)
+
+
+def test_a_part_of_the_students_keeps_all_that_is_theirs():
+    panel = synthetic_panel("changes", 0, students=6)
+    panel = Panel(values=panel.values, mask=panel.mask, labels=panel.labels, static=np.arange(12.0).reshape(6, 2))
+    for rows in (np.array([4, 1]), slice(2, 4), np.arange(6) % 2 == 0):
+        part = panel.take(rows)
+        for name in ("values", "mask", "labels", "static"):
+            assert np.array_equal(getattr(part, name), getattr(panel, name)[rows])
+    assert panel_of(np.zeros((3, 2))).take(slice(1)).labels is None
+
+
 def test_medoids_find_clusters_that_are_apart_and_rand_forgets_names():
     truth = np.repeat([0, 1, 2], 10)
     x = np.array([0.0, 10.0, 25.0])[truth] + RANDOM.random(30)
@@ -178,7 +240,8 @@ def test_medoids_find_clusters_that_are_apart_and_rand_forgets_names():
 
 @pytest.mark.parametrize("method", ["logistic", "boosting", "nearest", "nearest-dtw"])
 def test_classifiers_tell_declining_students_also_early(method):
-    known, others = split_panel(synthetic_panel("activity", 0, students=160), 100)
+    panel = synthetic_panel("activity", 0, students=160)
+    known, others = panel.take(slice(100)), panel.take(slice(100, None))
     accuracy = {}
     for prefix in (0.2, 1.0):
         labels, scores = classify(known, others, method, prefix=prefix, radius=3)

@@ -124,6 +124,9 @@ def test_a_search_by_time_can_be_repeated_without_a_clock():
     timed = build_grid(SCHOOL_WORDS, restarts=None, seconds=0.15, patience=20, seed=2)
     again = build_grid(SCHOOL_WORDS, restarts=timed.tries, rounds=timed.rounds, patience=20, seed=2)
     assert again == timed
+    whole = build_grid(SCHOOL_WORDS, restarts=2, patience=5, seed=2)  # as if the time had been up when the third try had begun
+    third = build_grid(SCHOOL_WORDS, restarts=3, rounds=whole.rounds, patience=5, seed=2)
+    assert (third.tries, third.rounds) == (3, whole.rounds)
 
 
 def test_restarts_matter_more_than_one_good_try():

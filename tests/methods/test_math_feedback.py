@@ -10,6 +10,8 @@ import pytest
 from tests.parity import check_case, load_adapter
 
 from preceptor.education.feedback import scoring_report
+from preceptor.education.open_answers import char_ngrams
+from preceptor.methods import math_feedback
 from preceptor.methods.math_feedback import majority, miniature
 from preceptor.miniature.ratios import ratio_answers
 
@@ -42,7 +44,32 @@ def test_majority():
 
 
 def test_miniature():
-    arms = miniature(0, "smoke").arms
-    assert arms["untrained-majority"]["kappa"] == 0
+    run = miniature(0, "smoke")
+    arms = run.arms
+    assert list(arms) == ["untrained-majority", "untrained-mean", "nearest", "cosine", "math-feedback"]
+    assert arms["untrained-majority"]["kappa"] == arms["untrained-mean"]["kappa"] == 0
     assert arms["untrained-majority"]["auc"] == 0.5
     assert arms["math-feedback"]["rmse"] < arms["untrained-majority"]["rmse"]
+    assert "which a smoke run leaves out" in run.notes[0]
+    assert run == miniature(0, "smoke")
+
+
+def test_sentence_embeddings_are_two_arms_where_they_are_installed(monkeypatch):
+    monkeypatch.setattr(math_feedback, "_PAST", {"full": (60, 40, 20)})
+    monkeypatch.setattr(math_feedback, "_TESTED", {"full": 40})
+    read = []
+    monkeypatch.setattr(math_feedback, "sentence_embedder", lambda: lambda texts: read.append(len(texts)) or char_ngrams(texts))
+    run = miniature(0, "full")
+    assert read == [100]  # each text is read once
+    assert run.arms["nearest-minilm"] == run.arms["nearest"]
+    assert run.arms["trained-minilm"] == run.arms["math-feedback"]
+    assert [claim.method for claim in run.claims] == ["math-feedback"] * 4 + ["trained-minilm"]
+
+    def missing():
+        raise ImportError("embed: expected the package that ships MiniLM, got none")
+
+    monkeypatch.setattr(math_feedback, "sentence_embedder", missing)
+    without = miniature(0, "full")
+    assert "left out: embed: expected the package that ships MiniLM, got none" in without.notes[0]
+    assert without.claims == run.claims[:4]
+    assert without.arms == {name: arm for name, arm in run.arms.items() if not name.endswith("minilm")}

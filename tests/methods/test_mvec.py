@@ -28,5 +28,8 @@ def test_clusters_are_the_groups_and_a_sample_of_them_holds_the_rare_ones():
 
 def test_miniature():
     run = miniature(1, "smoke")
-    assert run.arms.keys() == {"untrained", "random", "mvec", "everything"}
+    names = ("untrained", "random", "mvec", "everything")
+    assert list(run.arms) == [f"{world}{name}" for world in ("", "logs-", "dealt-") for name in names]
+    assert run.arms["logs-random"]["narrowed"] == 0
+    assert run.arms["logs-mvec"]["narrowed"] == run.arms["logs-random"]["gap"] - run.arms["logs-mvec"]["gap"]
     assert all(0 <= arm["token"] <= 1 for arm in run.arms.values())

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tests.parity import check_case, load_adapter
 
-from preceptor.education.multiple_choice import LETTERS
+from preceptor.education.multiple_choice import LETTERS, NONE, Item, right
 from preceptor.education.scoring import OVERALL, score
 from preceptor.methods.pedagogy_benchmark import fraction_items, miniature, simulated
+from preceptor.miniature.pupils import network, word_overlap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pedagogy-benchmark.json"
 
@@ -55,7 +56,35 @@ def test_simulated_models_know_as_much_as_they_should():
     assert score(items, always)[OVERALL].accuracy == 25
 
 
+def test_students_learn_from_the_teacher():
+    items = fraction_items(np.random.default_rng(3), 300)
+    first = set(sorted({item.question for item in items})[::2])
+    taught, asked = [item for item in items if item.question in first], [item for item in items if item.question not in first]
+    answers, facit = [right(item) for item in taught], [right(item) for item in asked]
+    shares = {
+        "taught": np.equal(network(taught, answers, asked, seed=0), facit).mean(),
+        "not yet": np.equal(network(taught, answers, asked, seed=0, updates=0), facit).mean(),
+        "taught nonsense": np.equal(network(taught, [(at + 1) % 4 for at in answers], asked, seed=0), facit).mean(),
+        "words": np.equal(word_overlap(taught, answers, asked), facit).mean(),
+    }
+    assert shares["taught"] > 0.6 > shares["words"]
+    assert shares["not yet"] < 0.5
+    assert shares["taught nonsense"] < 0.3
+
+
+def test_word_overlap_counts_shared_words():
+    def item(question, *options):
+        return Item(id="1", question=question, options=options, answer="A")
+
+    taught = [item("the cat", "sits", "runs"), item("a dog", "barks", "sleeps")]
+    asked = [item("an old dog", "sits", "barks"), item("fish", "swim", "fly"), item("the cat", "runs", "sits")]
+    assert word_overlap(taught, [0, 0], asked) == [1, 0, 1]
+    assert word_overlap(taught, [1, NONE], asked) == [0, 0, 0]
+
+
 def test_miniature():
     arms = miniature(0, "smoke").arms
-    assert set(arms) == {"untrained", "single-order", "pedagogy-benchmark"}
     assert arms["pedagogy-benchmark"]["error"] < arms["untrained"]["error"]
+    assert arms["balanced"]["error"] != arms["single-order"]["error"]
+    assert arms["balanced"]["network"] != arms["pedagogy-benchmark"]["network"] == arms["single-order"]["network"]
+    assert arms["pedagogy-benchmark"]["teacher"] > 80 > arms["untrained"]["teacher"]

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from preceptor.methods.scaling_downstream import alignment_score, averaged, judge_source, miniature
+from preceptor.methods.scaling_downstream import alignment_score, miniature
 from preceptor.scaling.fitting import fit
 from preceptor.scaling.foresight import straight_line
 from preceptor.scaling.forms import LogLaw
+from preceptor.scaling.sources import averaged, compare_sources, judge_source
 
 DATA = np.geomspace(1e8, 1e11, 9)
 LOSS = 1 + (1e7 / DATA) ** 0.2
@@ -85,6 +86,40 @@ def test_limits_of_the_law():
         judge_source(DATA, [-1, *range(1, 9)], LOSS)
     with pytest.raises(ValueError, match=r"^data: expected at least two sizes, got 1$"):
         judge_source([5, 5], [1, 2], [1, 2])
+
+
+def test_sources_are_ranked_by_what_they_foretell_at_the_budget():
+    better, worse = (10 + 1.1 * np.log(DATA) ** 1.2, 9 + 1.0 * np.log(DATA) ** 1.2)
+    falling = 60 + np.array([20, 24, 27, 28, 27, 26, 25, 24, 22])  # high, but not to be trusted
+    sources = {"falls": falling, "worse": worse, "better": better}
+    runs = [(name, *row) for name, score in sources.items() for row in zip(DATA, score, LOSS, strict=True)]
+    found = compare_sources(runs, budget=1e12, without=12.0)
+    assert [one.name for one in found] == ["better", "worse", "falls"]
+    assert [one.source.verdict for one in found] == ["aligned", "aligned", "misaligned"]
+    for one in found[:2]:
+        law = judge_source(DATA, sources[one.name], LOSS, fitted=8).law
+        assert one.foretold == pytest.approx(float(law.predict([1e12])[0]))
+        assert one.gain == pytest.approx(one.foretold - 12)
+        assert one.low is None
+        assert one.source.error < 1e-3  # on the largest size, which was held out
+    wide = compare_sources(runs[9:], budget=1e12, draws=50)
+    assert all(one.low <= one.foretold <= one.high and one.gain is None for one in wide)
+    few = compare_sources([("a", 1e6, 20.0, 3.0), ("a", 2e6, 22.0, 2.9)], budget=1e12)
+    assert few[0].foretold is None
+    assert compare_sources(runs[9:18], budget=1e12, fitted=4)[0].source.error is not None
+
+
+@pytest.mark.parametrize(
+    ("runs", "budget", "message"),
+    [
+        ([], 1e9, "runs: expected at least one, got none"),
+        ([("a", 1e6, 20.0, 3.0)], 0.0, "budget: expected a number above 0, got 0.0"),
+        ([("a", 1e6, 20.0, 3.0)], 1e9, "a: data: expected at least two sizes, got 1"),
+    ],
+)
+def test_sources_that_cannot_be_compared(runs, budget, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        compare_sources(runs, budget=budget)
 
 
 def test_miniature():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_miniature():
     run = miniature(0, "smoke")
     assert run == miniature(0, "smoke")
     assert all(set(arm) == set(MEASURED) and all(map(math.isfinite, arm.values())) for arm in run.arms.values())
-    assert list(run.arms) == ["untrained-random-walk", "swarm", "torus", "dynamic-parallel", "schooling"]
+    assert list(run.arms) == ["untrained-random-walk", "swarm", "torus", "dynamic-parallel", "schooling", "mill"]
 
 
 def test_the_mechanism_is_real():
@@ -48,3 +49,12 @@ def test_the_mechanism_is_real():
     case = type(case)(zones=case.zones, agents=40, steps=300)
     assert settled(case, seed=0, every=10)["polarization"] > 0.9
     assert settled(no_interaction(case), seed=0, every=10)["polarization"] < 0.5
+
+
+def test_a_mill_goes_on_turning_where_the_turn_is_exact():
+    """Fish that start as a ring still mill after 60 units of time, some five rounds; with the published turn in the same zones, less."""
+    case = replace(CASES["mill"], agents=60, steps=600)
+    arc = settled(case, seed=0, every=20, centroid="circular")["rotation"]
+    chord = settled(replace(case, zones=replace(case.zones, turn="nlerp")), seed=0, every=20, centroid="circular")["rotation"]
+    assert arc > 0.7
+    assert chord < arc - 0.1

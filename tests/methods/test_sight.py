@@ -59,3 +59,5 @@ def test_miniature():
     arms = miniature(0, "smoke").arms
     assert arms["sight"]["correlation"] == arms["all"]["correlation"]
     assert arms["sight"]["categories"] < arms["all"]["categories"] == 9
+    assert arms["sight"]["labels"] == arms["all"]["labels"] != arms["elsewhere"]["labels"]
+    assert arms["sight"]["distilled"] != arms["all"]["distilled"]

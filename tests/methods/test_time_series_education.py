@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preceptor.education.panel import synthetic_panel
-from preceptor.methods.time_series_education import miniature, split_panel
+from preceptor.methods.time_series_education import miniature
 
 
 def test_panels_hold_their_truth():
@@ -21,15 +21,16 @@ def test_panels_hold_their_truth():
     assert odd.labels.shape == (200, 84)
     assert not odd.labels[:, day < 5].any()
     assert abs(odd.labels[:, day >= 5].mean() - 0.125) < 0.02
-    with pytest.raises(ValueError, match=r"^kind: expected archetypes, activity or anomalies, got 'noise'$"):
+    changes = synthetic_panel("changes", 0, students=200)
+    changed = changes.labels[:, -1] == 1
+    assert 0.4 < changed.mean() < 0.6
+    assert (np.diff(changes.labels, axis=1) >= 0).all()  # once fallen, it stays so
+    assert not changes.labels[:, :42].any()
+    ratio = changes.values[..., 0][:, -14:].sum(1) / changes.values[..., 0][:, :14].sum(1)
+    assert abs(ratio[changed].mean() - 0.4) < 0.05
+    assert abs(ratio[~changed].mean() - 1) < 0.1
+    with pytest.raises(ValueError, match=r"^kind: expected archetypes, activity, anomalies or changes, got 'noise'$"):
         synthetic_panel("noise", 0)
-
-
-def test_a_split_by_student_loses_nobody():
-    whole = synthetic_panel("archetypes", 0, students=10)
-    first, second = split_panel(whole, 4)
-    assert np.array_equal(np.concatenate([first.values, second.values]), whole.values)
-    assert len(first.labels) == 4
 
 
 def test_miniature():

@@ -18,8 +18,9 @@ from preceptor.scaling.answers import (
     size_for,
     suboptimality,
 )
+from preceptor.scaling.fitting import fit
 from preceptor.scaling.foresight import foresight, straight_line
-from preceptor.scaling.forms import POWER_CONSTANT, LogLaw
+from preceptor.scaling.forms import LAWS, POWER_CONSTANT, LogLaw
 
 JOINT = {"A": 482.0, "B": 2085.0, "E": 1.817, "alpha": 0.348, "beta": 0.366}
 PRODUCT = {"A": 0.8, "E": 1.2, "p_e": 0.18, "p_d": 0.31}
@@ -105,6 +106,23 @@ def test_foresight_holds_out_the_largest_sizes():
         foresight(POWER_CONSTANT, x, loss, share=1)
     data = np.geomspace(1e3, 1e6, 8)
     assert foresight(LogLaw(), data, np.log(data) ** 2).mean["law"] < 1e-4
+
+
+def test_the_law_product_is_held_against_a_law_in_the_total():
+    layers = np.array([2, 4, 6, 8, 12, 16, 24, 48, 64]) / 6
+    sizes = np.array([[n, 1.0] for n in layers] + [[1.0, n] for n in layers if n != 1] + [[c, c] for c in (4.0, 8.0, 16.0)])
+    loss = 1.2 + 0.8 * sizes[:, 0] ** -0.18 * sizes[:, 1] ** -0.31
+    seen = foresight(LAWS["product"], sizes, loss, starts=6)
+    assert seen.mean["law"] < 1e-4
+    assert seen.mean["total"] > 0.01  # what counts is where the parameters sit
+    kept = np.delete(np.arange(len(loss)), seen.held)
+    rival = fit(POWER_CONSTANT, sizes[kept].sum(1), loss[kept], starts=6).predict(sizes[list(seen.held)].sum(1))
+    assert seen.mean["total"] == pytest.approx(np.abs(rival / loss[list(seen.held)] - 1).mean())
+    same = np.array([[n, 10 - n] for n in range(1, 10)] + [[30.0, 30.0]])
+    fixed = foresight(LAWS["product"], same, 1.2 + 0.8 * same[:, 0] ** -0.18 * same[:, 1] ** -0.31, starts=6)
+    assert fixed is not None
+    assert "total" not in fixed.mean  # the runs that are kept have one total
+    assert "total" not in foresight(POWER_CONSTANT, sizes[:9, 0], loss[:9]).mean
 
 
 def test_a_straight_line():

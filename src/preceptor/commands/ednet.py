@@ -22,6 +22,7 @@ def convert_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for interactions.parquet and the content tables.")],
     contents: Annotated[Path | None, typer.Option(help="Zip or folder with questions.csv, where ZIP has none.")] = None,
     level: Annotated[Literal["KT1", "KT2", "KT3", "KT4"] | None, typer.Option(help="By default told from the columns.")] = None,
+    answers: Annotated[bool, typer.Option("--answers", help="Of actions (KT2 to KT4) keep the answers, as rows of KT1.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn a zip of one CSV per student into one parquet file, without extracting it."""
@@ -33,9 +34,15 @@ def convert_command(
             if path is not None and not path.exists():
                 raise ValueError(f"{name}: expected a file, got {path}, which does not exist")
         check_writable(out)
-        report = convert(zip_path, out, level=level, contents=contents)
+        report = convert(zip_path, out, level=level, contents=contents, answers=answers)
         skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
         line = f"{report.level}: {report.rows:,} rows of {report.users:,} students ({report.empty:,} empty{skipped}): {out / INTERACTIONS}"
+        if answers:
+            found = report.responses
+            line += (
+                f"\n{found.kept:,} answers of {found.given:,} responses: {found.replaced:,} changed, {found.unsubmitted:,} not submitted,"
+            )
+            line += f" {found.unknown:,} to unknown questions"
         print(json.dumps(asdict(report), indent=1) if as_json else line)
 
 
@@ -46,6 +53,7 @@ def synthesize_command(
     length: Annotated[float, typer.Option(min=1, help="Mean number of answers of a student.")] = 120.0,
     questions: Annotated[int, typer.Option(min=1, max=32767, help="Questions.")] = 2000,
     tags: Annotated[int, typer.Option(min=1, max=32767, help="Skills.")] = 100,
+    level: Annotated[Literal["KT1", "KT2"], typer.Option(help="Answers, or the actions behind them.")] = "KT1",
     seed: Seed = 0,
 ) -> None:
     """Write made-up students in the true schema, questions included."""
@@ -54,7 +62,7 @@ def synthesize_command(
         from preceptor.education.synthetic import School, synthesize
 
         check_writable(out.parent)
-        rows = synthesize(users, out, school=School(mean_length=length, questions=questions, tags=tags), seed=seed)
+        rows = synthesize(users, out, level=level, school=School(mean_length=length, questions=questions, tags=tags), seed=seed)
         print(f"{rows:,} rows of {users:,} students: {out}")
 
 

@@ -33,14 +33,19 @@ def feedback(
     answers: Annotated[Path, typer.Argument(help="CSV or JSON Lines: id, answer, and problem, score, solution where known.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for ratings.csv and result.json.")],
     scorer: Annotated[
-        Literal["nearest", "trained", "chat"],
-        typer.Option(help="Copy from the most similar past answer; train on past scores (no feedback); or ask --model."),
+        Literal["nearest", "trained", "tuned", "chat"],
+        typer.Option(help="Copy from the most similar past answer; train on past scores (no feedback); tune --model on them; or ask it."),
     ] = "nearest",
     past: Annotated[Path | None, typer.Option(help="Past answers with id, answer, score, and problem, feedback where known.")] = None,
     embed: Annotated[
         Literal["ngrams", "minilm"], typer.Option(help="Of answers: n-grams of characters, or sentence embeddings.")
     ] = "ngrams",
-    model: Annotated[str | None, typer.Option(help="For --scorer chat: smollm2, gguf:FILE, hf:PATH, or a name at --url.")] = None,
+    model: Annotated[str | None, typer.Option(help="For tuned and chat: smollm2, gguf:FILE, hf:PATH; chat: a name at --url.")] = None,
+    quantile: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="For nearest: no score for answers farther off than this part of the past ones are."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="For tuned: passes over --past.")] = 4,
     url: Url = None,
     key: Key = None,
     journal: JournalFile = None,
@@ -59,13 +64,27 @@ def feedback(
         from preceptor.education.open_answers import NearestAnswerScorer, Rating, char_ngrams, sentence_embedder
         from preceptor.education.ordinal import OrdinalScorer
 
-        if (past is None) != (scorer == "chat") or (model is None) == (scorer == "chat"):
-            raise ValueError(f"scorer: expected --past for nearest and trained, --model for chat, got --scorer {scorer}")
+        if (model is None) == (scorer in ("tuned", "chat")) or (scorer != "tuned" and (past is None) != (scorer == "chat")):
+            wanted = "--past for nearest and trained, --model for chat, --model and perhaps --past for tuned"
+            raise ValueError(f"scorer: expected {wanted}, got --scorer {scorer}")
+        if quantile is not None and scorer != "nearest":
+            raise ValueError(f"quantile: expected --scorer nearest, got {scorer}")
         new = read_answers(answers)
         known = None if past is None else read_answers(past, scored=True)
         check_writable(out)
         spent: list[str] = []
-        if known is None:
+        if scorer == "tuned":
+            from preceptor.education.tuned import TunedScorer
+            from preceptor.models.language import load_language, load_tokenizer
+
+            tuned = TunedScorer(model=load_language(str(model)), tokenizer=load_tokenizer(str(model)), epochs=epochs)
+            if known is not None:
+                given = known.problems, known.texts, [score for score in known.scores if score is not None], known.feedback
+                tuned.fit(*given, out=out / "training", progress=lambda done, total: shown.count("tuning", done, total, "update"))
+                tuned.save(out / "scorer")
+                spent.append(f"tuned model: use it again with --scorer tuned --model hf:{out / 'scorer'}")
+            found = tuned.predict(new.problems, new.texts, progress=lambda done, total: shown.count(str(model), done, total, "answer"))
+        elif known is None:
             with opened(
                 str(model),
                 url=url,
@@ -85,11 +104,12 @@ def feedback(
             if scorer == "trained":
                 found = [Rating(score=score) for score in OrdinalScorer(embed=embedding).fit(known.texts, scores).predict(new.texts)]
             else:
-                nearest = NearestAnswerScorer(embed=embedding).fit(known.problems, known.texts, scores, known.feedback)
+                nearest = NearestAnswerScorer(embed=embedding, quantile=quantile).fit(known.problems, known.texts, scores, known.feedback)
                 found = nearest.predict(new.problems, new.texts)
         parts = zip(new.texts, new.problems, new.solutions, found, strict=True)
-        faults = [flaws(one.feedback, answer=text, problem=p, solution=s) if scorer != "trained" else [] for text, p, s, one in parts]
-        write_ratings(out / "ratings.csv", new.ids, found, faults)
+        wrote = scorer != "trained"
+        faults = [flaws(o.feedback, answer=text, problem=p, solution=s) if wrote and o.score is not None else [] for text, p, s, o in parts]
+        write_ratings(out / "ratings.csv", new, found, faults)
         pairs = [(true, one.score) for true, one in zip(new.scores, found, strict=True) if true is not None]
         report = scoring_report(*map(list, zip(*pairs, strict=True))) if any(said is not None for _, said in pairs) else None
         result = {

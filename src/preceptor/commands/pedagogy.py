@@ -35,14 +35,20 @@ def pedagogy(
         Literal["strict-official", "lenient", "log-probs"],
         typer.Option(help="How a letter is read from an answer; log-probs: the most likely letter, no text."),
     ] = "strict-official",
+    letter_prior: Annotated[
+        Literal["none", "empty", "test"],
+        typer.Option(help="With log-probs: take off what letters get as such, for an empty question or on average over the test."),
+    ] = "none",
     permutations: Annotated[Literal["given", "cyclic"], typer.Option(help="Options as they stand, or in every cyclic order.")] = "given",
+    by: Annotated[Literal["category", "age_group", "year"], typer.Option(help="What groups the items in the tables.")] = "category",
     shots: Annotated[int, typer.Option(min=0, help="Solved examples of each category in the prompt, held out of the test.")] = 3,
     columns: Annotated[list[str] | None, typer.Option(help="Name of a column: question=Q, A='Option 1'. Can be repeated.")] = None,
     prices: Annotated[
         Path | None, typer.Option(help="CSV: model, input, output, released, parameters, accuracy (measured elsewhere).")
     ] = None,
-    cost: Annotated[Literal["input", "blend", "run"], typer.Option(help="What the frontier takes for cost.")] = "input",
+    cost: Annotated[Literal["input", "blend", "run", "parameters"], typer.Option(help="What the frontier takes for cost.")] = "input",
     at_cost: Annotated[float, typer.Option(min=0, help="Follow the frontier over time at this cost.")] = 0.1,
+    at_accuracy: Annotated[float | None, typer.Option(min=0, max=100, help="Follow the least cost of so many percent over time.")] = None,
     max_bad: Annotated[float | None, typer.Option(help="Percent of bad format from which a model is left out of the frontier.")] = None,
     answer_tokens: Annotated[int, typer.Option(min=1, help="The most an answer may have; many for a model that thinks aloud.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the examples and the bootstrap.")] = 0,
@@ -59,7 +65,8 @@ def pedagogy(
     """Ask models multiple-choice questions: accuracy with intervals, who is better, and which is worth its price. A second call goes on."""
     with answering(shlex.join(["preceptor", *sys.argv[1:]])), bars() as shown:
         from preceptor.distillation import check_writable
-        from preceptor.education.multiple_choice import draw_shots, held_out, read_items, sit
+        from preceptor.education.item_files import read_items
+        from preceptor.education.multiple_choice import draw_shots, held_out, sit
         from preceptor.education.prices import offer_of, read_offers
         from preceptor.report.pedagogy import lines, pedagogy_result, write_pedagogy
 
@@ -95,6 +102,7 @@ def pedagogy(
                         shots=examples,
                         order=permutations,
                         parsing=parsing,
+                        letter_prior=letter_prior,
                         max_tokens=answer_tokens,
                         progress=counted(shown, name),
                     )
@@ -107,9 +115,11 @@ def pedagogy(
             order=permutations,
             parsing=parsing,
             shots=shots,
+            by=by,
             offers=offers,
             basis=cost,
             at_cost=at_cost,
+            at_accuracy=at_accuracy,
             max_bad=max_bad,
             left_out=left_out,
             seed=seed,

@@ -112,21 +112,52 @@ def report(
 
 @app.command()
 def reactions(
-    ratings: Annotated[Path, typer.Argument(help="Columns student, teacher, grain, match, rating.", metavar="RATINGS.csv")],
+    ratings: Annotated[Path, typer.Argument(help="Columns student, teacher, grain, match, rating, perhaps place.", metavar="RATINGS.csv")],
     as_json: AsJson = False,
 ) -> None:
     """Whether students prefer specific variants to broad ones."""
     with checked():
+        from preceptor.education.personalise.effort import quality_curve
         from preceptor.education.personalise.reactions import reaction_report, read_ratings
 
-        found = reaction_report(read_ratings(ratings))
+        rows = read_ratings(ratings)
+        found = reaction_report(rows)
+        placed: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            if row.place:
+                placed.setdefault(row.teacher, []).append((row.place, row.rating))
+        curve = quality_curve(placed) if placed else None
         if as_json:
-            print(json.dumps(_plain(asdict(found))))
+            print(json.dumps(_plain(asdict(found)) | {"quality_curve": None if curve is None else _plain(asdict(curve))}))
             return
         print(f"specific less broad, within {found.students} students: {_interval(asdict(found.contrast))}")
         for grain, term in found.grains.items():
             print(f"grain {grain}, mixed model: {_interval(asdict(term))}")
         print(f"per unit of match: {_interval(asdict(found.match))}{'' if found.converged else '; the model did not converge'}")
+        if curve is not None:
+            interval = "" if math.isnan(curve.low) else f" ({curve.low:+.2f} to {curve.high:+.2f})"
+            print(f"ratings grow by {curve.slope:+.2f}{interval} per log n of a teacher's n-th problem, {curve.teachers} teachers")
+
+
+@app.command()
+def learn(
+    profiles: Annotated[Path, typer.Argument(help="Students' interests, JSON lines.", metavar="PROFILES.jsonl")],
+    delivered: Annotated[Path, typer.Argument(help="What a review delivered.", metavar="DELIVERED.jsonl")],
+    ratings: Annotated[Path, typer.Argument(help="Columns student, variant, rating.", metavar="RATINGS.csv")],
+    out: Annotated[Path, typer.Option("--out", help="File for the new profiles.")],
+    rate: Annotated[float, typer.Option(help="Weight of the newest rating, 0 to 1.")] = 0.3,
+    scale: Annotated[tuple[float, float], typer.Option(help="The worst rating and the best.")] = (1.0, 5.0),
+) -> None:
+    """Move profiles towards what students liked, by an exponential average."""
+    with checked():
+        from preceptor.core.files import write_whole
+        from preceptor.education.personalise import learning
+        from preceptor.education.personalise.records import Profile, Variant, lines_of, read_records
+
+        known, likings = read_records(profiles, Profile), learning.read_likings(ratings, scale=scale)
+        found = learning.learn(known, read_records(delivered, Variant), likings, rate=rate)
+        write_whole(out, lines_of(found))
+        print(f"{sum(a != b for a, b in zip(known, found, strict=True))} of {len(found)} profiles changed: {out}")
 
 
 @app.command()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from preceptor.commands.shared import AsJson, Overrides, RecipePath, bars, checked
+
+if TYPE_CHECKING:
+    from preceptor.scaling.sources import Candidate
 
 app = typer.Typer(help="Scaling laws: what size for this loss, what loss at ten times the budget?", no_args_is_help=True)
 
@@ -102,6 +105,56 @@ def sweep(
             bars=shown,
         )
         _write(result, out, as_json)
+
+
+@app.command()
+def sources(
+    runs: Annotated[Path, typer.Argument(help="A CSV file with columns source, D, score and loss.", metavar="RUNS.csv")],
+    budget: Annotated[float, typer.Option(help="Tokens of pretraining that are to be spent.")],
+    without: Annotated[float | None, typer.Option(help="Score of the same fine-tuning without pretraining.")] = None,
+    columns: Annotated[list[str] | None, typer.Option(help="Heading of a quantity: D='Tokens seen'. Can be repeated.")] = None,
+    ceiling: Annotated[float, typer.Option(help="The best possible score.")] = 100.0,
+    draws: Draws = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Which pretraining data suit a task: every source's checkpoints, fine-tuned alike, foretell its score at a budget."""
+    with checked():
+        from preceptor.scaling.points import read_points
+        from preceptor.scaling.sources import compare_sources
+
+        points = read_points(runs, columns=_pairs("columns", columns))
+        names = points.names("source")
+        if names is None:
+            raise ValueError(f"source: expected a column source in {points.source}, got {', '.join(points.table)}")
+        rows = zip(names, *(points.column(name).tolist() for name in ("D", "score", "loss")), strict=True)
+        found = compare_sources(list(rows), budget=budget, without=without, draws=draws, ceiling=ceiling)
+        described = [_described(one) for one in found]
+        if as_json:
+            print(json.dumps({"budget": budget, "sources": described}))
+            return
+        for row in described:
+            between = "" if row["low"] is None else f" ({row['low']:.4g} to {row['high']:.4g})"
+            foretold = "" if row["foretold"] is None else f", score {row['foretold']:.4g}{between} with {budget:.3g} tokens"
+            gain = "" if row["gain"] is None else f", {row['gain']:+.3g} against no pretraining"
+            error = "" if row["error"] is None else f"; held-out error {row['error']:.1%}, of a straight line {row['line_error']:.1%}"
+            print(f"{row['source']}: {row['verdict']}{foretold}{gain}{error}")
+            for warning in row["warnings"]:
+                print(f"  warning: {warning}")
+
+
+def _described(one: Candidate) -> dict[str, Any]:
+    """A source as plain values."""
+    law = one.source.law
+    return {
+        "source": one.name,
+        **{
+            name: getattr(one.source, name)
+            for name in ("verdict", "error", "line_error", "covered", "rank_correlation", "drop", "loss_falls")
+        },
+        **{name: getattr(one, name) for name in ("foretold", "low", "high", "gain")},
+        "parameters": None if law is None else {name: float(value) for name, value in law.natural.items()},
+        "warnings": list(one.source.warnings),
+    }
 
 
 def _write(result: Mapping[str, Any], out: Path, as_json: bool) -> None:

@@ -55,13 +55,17 @@ def read_answers(path: Path, *, scored: bool = False) -> AnswerFile:
     )
 
 
-def write_ratings(path: Path, ids: Sequence[str], ratings: Sequence[Rating], flaws: Sequence[Sequence[str]]) -> Path:
-    """Write a CSV file with a row for each answer: id, score, feedback, what is wrong with it, why there is no score."""
+def write_ratings(path: Path, answers: AnswerFile, ratings: Sequence[Rating], flaws: Sequence[Sequence[str]]) -> Path:
+    """Write a CSV file with a row for each answer: what it says, score, feedback, what is wrong with that, why there is no score.
+
+    `read_answers` takes it, so that one scorer can learn from another.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "score", "feedback", "flaws", "failed"])
-    for key, one, found in zip(ids, ratings, flaws, strict=True):
-        writer.writerow([key, "" if one.score is None else one.score, one.feedback, "; ".join(found), one.failed])
+    writer.writerow(["id", "problem", "answer", "score", "feedback", "flaws", "failed"])
+    for key, problem, answer, one, found in zip(answers.ids, answers.problems, answers.texts, ratings, flaws, strict=True):
+        score = "" if one.score is None else one.score
+        writer.writerow([key, problem, answer, score, one.feedback, "; ".join(found), one.failed])
     return write_whole(path, text.getvalue())
 
 

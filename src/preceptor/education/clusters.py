@@ -125,6 +125,7 @@ def refine(
     threshold: float = 0.8,
     min_members: int = 10,
     levels: int = 6,
+    fit_on: int = 20_000,
     seed: int = 0,
 ) -> np.ndarray:
     """Labels (n,), coarse to fine: a cluster of more than ``min_members`` with a symmetry below ``threshold`` is split at half the penalty.
@@ -136,8 +137,18 @@ def refine(
         threshold: sigma.
         min_members: n_min.
         levels: at most.
-        seed: of orders and pairs.
+        fit_on: of more points than that, so many are drawn and clustered, the others go to the nearest mean.
+        seed: of orders, pairs and what is drawn.
     """
+    if len(x) > fit_on:
+        rows = np.random.default_rng(seed).choice(len(x), fit_on, replace=False)
+        options = {"penalty": penalty, "threshold": threshold, "min_members": min_members, "levels": levels, "seed": seed}
+        found = refine(x[rows], [strategies[row] for row in rows], fit_on=fit_on, **options)
+        means = _means(x[rows], found, int(found.max()) + 1)
+        parts = np.array_split(x, -(-len(x) // fit_on))
+        labels = np.concatenate([squared_distances(part, means).argmin(1) for part in parts])
+        labels[rows] = found
+        return labels
     penalty = default_penalty(x) if penalty is None else penalty
     labels = dp_means(x, penalty, seed=seed).labels
     settled: set[int] = set()
@@ -148,7 +159,7 @@ def refine(
             if len(members) <= min_members or symmetry([strategies[i] for i in members], seed=seed) >= threshold:
                 settled.add(label)
                 continue
-            parts = dp_means(x[members], penalty, seed=seed).labels
+            parts = dp_means(x[members], penalty, max_clusters=max(2, len(members) // min_members), seed=seed).labels
             labels[members] = np.where(parts == 0, label, labels.max() + parts)
     return np.unique(labels, return_inverse=True)[1]
 

@@ -21,6 +21,7 @@ import numpy as np
 from preceptor.core.files import write_whole
 from preceptor.core.optional import require
 from preceptor.education.archives import Archive, BrokenMemberError
+from preceptor.education.ednet_actions import Bundles, Responses, answers_of, bundles_from
 from preceptor.education.ednet_text import (
     Conversion,
     Level,
@@ -48,6 +49,7 @@ def convert(
     *,
     level: Level | None = None,
     contents: Path | None = None,
+    answers: bool = False,
     batch_users: int = 2000,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Conversion:
@@ -61,12 +63,14 @@ def convert(
         out: folder, made when missing.
         level: None: the first whose columns those of the first student are.
         contents: a zip or a folder with the content tables.
+        answers: of a log of actions (KT2 to KT4) keep the answers that were submitted, as rows of KT1 (`ednet_actions`).
         batch_users: students parsed at one time, in one row group.
         warn: called with one line for each kind of thing that was left out or is unknown.
     Returns:
         The counts.
     Raises:
-        ValueError: no zip archive, no student in it, or columns that are not those of the level, with the nearest named.
+        ValueError: no zip archive, no student in it, columns that are not those of the level, with the nearest named, or ``answers``
+            without a table of questions or of a log that is KT1 already.
     """
     parquet = require("pyarrow.parquet", extra="education", purpose="EdNet's logs")
     out.mkdir(parents=True, exist_ok=True)
@@ -92,27 +96,26 @@ def convert(
         if not len(order):
             raise ValueError(f"zip: expected files u1.csv, u2.csv, ... in {zip_path}, got none")
         report = Conversion(level=level or "")
+        content_tables = _content_tables(archive, tables, contents, report)
+        bundles = _bundles(content_tables) if answers else None
         texts = _texts(archive, order, users, names, report)
         aside = out / f".{INTERACTIONS}.partial"
         writer = None
         for header, batch in batches(texts, batch_users):
-            table = read_batch(header, batch, report)
+            table, kept = read_batch(header, batch, report), report.level
+            if bundles is not None:
+                table, kept = answers_of(table, bundles, report.responses), "KT1"
             if writer is None:
-                schema = table.schema.with_metadata({"level": report.level})
-                writer = parquet.ParquetWriter(aside, schema, compression="zstd", use_dictionary=dictionaries(report.level))
+                schema = table.schema.with_metadata({"level": kept})
+                writer = parquet.ParquetWriter(aside, schema, compression="zstd", use_dictionary=dictionaries(kept))
             writer.write_table(table, row_group_size=max(1, table.num_rows))
         if writer is None:
             first = next(iter(report.skipped.items()), None)
             raise ValueError(f"zip: expected at least one row, got none{f'; {first[0]}: {first[1]}' if first else ''}")
         writer.close()
         aside.replace(out / INTERACTIONS)
-        given = {}
-        for name, number in tables.items():
-            try:
-                given[name] = archive.read(number)
-            except BrokenMemberError as error:
-                report.skipped[name] = str(error)
-    _write_contents(given | _read_contents(contents), out)
+    for name, table in content_tables.items():
+        parquet.write_table(table, out / name, compression="zstd")
     write_whole(out / REPORT, json.dumps(asdict(report), indent=1) + "\n")
     _tell(report, warn)
     return report
@@ -129,6 +132,24 @@ def scan(folder: Path) -> polars.LazyFrame:
     """
     polars = require("polars", extra="education", purpose="lazy scans of EdNet's logs")
     return polars.scan_parquet(_present(folder / INTERACTIONS))
+
+
+def scan_answers(folder: Path, *, groups: Sequence[int] | None = None) -> Iterator[pyarrow.Table]:
+    """Rows of KT1, one row group of whole students at a time: as they are, or made of actions when they are asked for.
+
+    Args:
+        folder: of `convert`, at any level; for actions with questions.
+        groups: only these row groups, in this order; None: all.
+    Raises:
+        ValueError: no such file, or actions without a table of questions.
+    """
+    parquet = require("pyarrow.parquet", extra="education", purpose="EdNet's logs")
+    with parquet.ParquetFile(_present(folder / INTERACTIONS)) as file:
+        actions = "action" in file.schema_arrow.names
+        bundles = bundles_from(parquet.read_table(_present(folder / QUESTIONS))) if actions else None
+        for group in range(file.num_row_groups) if groups is None else groups:
+            table = file.read_row_group(group)
+            yield table if bundles is None else answers_of(table, bundles, Responses())
 
 
 def content(folder: Path, name: str = "questions") -> polars.DataFrame:
@@ -199,11 +220,26 @@ def _read_contents(given: Path | None) -> dict[str, bytes]:
         return {name: archive.read(number) for number, name in enumerate(names)}
 
 
-def _write_contents(tables: dict[str, bytes], out: Path) -> None:
-    parquet = require("pyarrow.parquet", extra="education", purpose="EdNet's content tables")
-    for name, text in tables.items():
-        table = question_rows(text) if name == "questions.csv" else read_csv(text)
-        parquet.write_table(table, out / name.replace(".csv", ".parquet"), compression="zstd")
+def _content_tables(archive: Archive, members: dict[str, int], given: Path | None, report: Conversion) -> dict[str, pyarrow.Table]:
+    """By the name of the file to write."""
+    texts = {}
+    for name, number in members.items():
+        try:
+            texts[name] = archive.read(number)
+        except BrokenMemberError as error:
+            report.skipped[name] = str(error)
+    texts |= _read_contents(given)
+    return {
+        name.replace(".csv", ".parquet"): question_rows(text) if name == "questions.csv" else read_csv(text) for name, text in texts.items()
+    }
+
+
+def _bundles(content_tables: dict[str, pyarrow.Table]) -> Bundles:
+    if QUESTIONS not in content_tables:
+        raise ValueError(
+            "contents: expected questions.csv, which says what questions are in a bundle, in the zip or given beside it, got none"
+        )
+    return bundles_from(content_tables[QUESTIONS])
 
 
 def _tell(report: Conversion, warn: Callable[[str], None]) -> None:
@@ -215,6 +251,8 @@ def _tell(report: Conversion, warn: Callable[[str], None]) -> None:
         warn(f"unknown actions kept: {', '.join(f'{name} ({rows} rows)' for name, rows in most)}")
     if report.malformed:
         warn(f"{report.malformed} malformed line(s) or value(s)")
+    if report.responses.unknown:
+        warn(f"{report.responses.unknown} response(s) to questions that are not in questions.csv left out")
     if report.other_answers:
         warn(f"{report.other_answers} answer(s) outside a-d, which are never correct")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from preceptor.catalog import nearest
 from preceptor.core.optional import require
+from preceptor.education.ednet_actions import Responses
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,6 +48,7 @@ class Conversion:
         malformed: lines with another number of fields, and values that are not what their column holds (kept as missing).
         other_answers: answers outside a-d, kept: they are never correct.
         unknown_actions: action -> rows, kept.
+        responses: where those of a log of actions went when answers were made of them; else 0.
     """
 
     level: str
@@ -57,6 +59,7 @@ class Conversion:
     malformed: int = 0
     other_answers: int = 0
     unknown_actions: dict[str, int] = field(default_factory=dict)
+    responses: Responses = field(default_factory=Responses)
 
 
 def question_rows(text: bytes) -> pyarrow.Table:

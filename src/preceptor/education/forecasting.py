@@ -1,17 +1,19 @@
-"""Forecasts of students' series: naive ones, exponential smoothing, and regressions that all students share; errors and intervals."""
+"""Forecasts of students' series: naive ones, exponential smoothing, and regressions and networks that all students share; their errors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from preceptor.education.panel import Panel
+from preceptor.education.panel import Panel, carried
+from preceptor.education.series_networks import SeriesTraining, forecast_by_network
 
-Forecaster = Literal["naive", "seasonal-naive", "holt-winters", "ar", "dlinear"]
-"""The last value; the last season; additive Holt-Winters; ridge on the last values; the same on their trend and the rest apart."""
+Forecaster = Literal["naive", "seasonal-naive", "simple", "holt", "holt-winters", "ar", "dlinear", "gru", "tcn"]
+"""The last value; the last season; exponential smoothing of the level, also of a trend, also of a season; ridge on the last values; the
+same on their trend and the rest apart; networks."""
 
 _RIDGE = 1.0
 _GRID = ((0.05, 0.15, 0.3, 0.6), (0.01, 0.1, 0.3), (0.05, 0.2, 0.5))  # alpha, beta, gamma
@@ -78,18 +80,29 @@ def holt_winters(
     return Smoothed(fitted=np.stack(fitted, -1), level=np.stack(levels, -1), forecast=np.stack(ahead, -1))
 
 
-def forecast(panel: Panel, horizon: int, method: Forecaster, *, period: int = 7, lags: int = 28) -> np.ndarray:
+def forecast(
+    panel: Panel,
+    horizon: int,
+    method: Forecaster,
+    *,
+    period: int = 7,
+    lags: int = 28,
+    training: SeriesTraining | None = None,
+    seed: int = 0,
+) -> np.ndarray:
     """Forecasts (U, horizon) of the first dimension from all of a panel; missing values are taken for the last known ones before them.
 
-    Holt-Winters has parameters for each student, those of a small grid with the least squared one-step error; with fewer than two seasons
-    it is the last value, as is a regression with too little past.
+    Smoothing has parameters for each student, those of a small grid with the least squared one-step error. With fewer than two seasons the
+    forecast is the last value, but for methods without a season; so is that of a regression or network with too little past.
 
     Args:
         panel: the past.
         horizon: steps ahead.
         method: see `Forecaster`.
         period: m; 1 for no season.
-        lags: values that a regression sees.
+        lags: values that a regression sees, or fewer, so that it learns from as many times as a season has.
+        training: of a network.
+        seed: of a network.
     Raises:
         ValueError: another method, or a horizon < 1.
     """
@@ -97,32 +110,51 @@ def forecast(panel: Panel, horizon: int, method: Forecaster, *, period: int = 7,
         raise ValueError(f"horizon: expected at least 1, got {horizon}")
     x = carried(panel)
     steps = x.shape[1]
-    if method == "naive" or steps < 2 * period or (method in ("ar", "dlinear") and steps <= lags + horizon):
+    seasons = 2 * period
+    needed = {"simple": 2, "holt": 2} | dict.fromkeys(("ar", "dlinear", "gru", "tcn"), seasons + horizon)
+    if method == "naive" or steps < needed.get(method, seasons):
         return np.repeat(x[:, -1:], horizon, 1)
     if method == "seasonal-naive":
         return x[:, steps - period + np.arange(horizon) % period]
-    if method == "holt-winters":
-        return _smooth(x, period, horizon)
+    if method in ("simple", "holt", "holt-winters"):
+        return smooth(x, period=period, horizon=horizon, method=method).forecast
     if method in ("ar", "dlinear"):
-        return _regress(x, horizon, lags, apart=method == "dlinear", period=period)
-    raise ValueError(f"method: expected naive, seasonal-naive, holt-winters, ar or dlinear, got {method!r}")
+        return _regress(x, horizon, min(lags, steps - horizon - period), apart=method == "dlinear", period=period)
+    if method in ("gru", "tcn"):
+        return forecast_by_network(panel, horizon, method, period=period, training=training, seed=seed)
+    raise ValueError(f"method: expected {', '.join(get_args(Forecaster)[:-1])} or tcn, got {method!r}")
 
 
-def carried(panel: Panel) -> np.ndarray:
-    """(U, T): the first dimension, each missing value replaced by the last known one, 0 before the first."""
-    place = np.maximum.accumulate(np.where(panel.mask, np.arange(panel.mask.shape[1]), -1), 1)
-    found = np.take_along_axis(panel.values[..., 0], place.clip(min=0), 1)
-    return np.where(place >= 0, found, 0.0)
+def smooth(x: np.ndarray, *, period: int, horizon: int, method: Literal["simple", "holt", "holt-winters"] = "holt-winters") -> Smoothed:
+    """Exponential smoothing of series (U, T), each with the parameters of a small grid that have the least squared one-step error.
 
-
-def _smooth(x: np.ndarray, period: int, horizon: int) -> np.ndarray:
-    best, found = np.full(len(x), np.inf), np.zeros((len(x), horizon))
-    for alpha, beta, gamma in product(*_GRID):
-        made = holt_winters(x, period=period, alpha=alpha, beta=beta, gamma=gamma, horizon=horizon)
-        error = ((made.fitted - x)[:, period:] ** 2).mean(1)
-        better = error < best
-        best, found = np.where(better, error, best), np.where(better[:, None], made.forecast, found)
-    return found
+    ``simple`` is a level alone, from the first value; ``holt`` a level and a trend, from the first value and the first difference; both
+    are `holt_winters` with a season of 1 that stays 0.
+    """
+    alphas, betas, gammas = _GRID
+    start, skipped = None, period
+    if method != "holt-winters":
+        gammas, skipped, period = (0.0,), 2, 1
+        betas = (0.0,) if method == "simple" else betas
+        trend = np.zeros(len(x)) if method == "simple" else x[:, 1] - x[:, 0]
+        start = (x[:, 0] - trend, trend, np.zeros((len(x), 1)))
+    least, best = np.full(len(x), np.inf), None
+    for alpha, beta, gamma in product(alphas, betas, gammas):
+        made = holt_winters(x, period=period, alpha=alpha, beta=beta, gamma=gamma, horizon=horizon, start=start)
+        error = ((made.fitted - x)[:, skipped:] ** 2).mean(1) if x.shape[1] > skipped else np.zeros(len(x))
+        better = (error < least)[:, None]
+        least = np.minimum(error, least)
+        best = (
+            made
+            if best is None
+            else Smoothed(
+                fitted=np.where(better, made.fitted, best.fitted),
+                level=np.where(better, made.level, best.level),
+                forecast=np.where(better, made.forecast, best.forecast),
+            )
+        )
+    assert best is not None
+    return best
 
 
 def _regress(x: np.ndarray, horizon: int, lags: int, *, apart: bool, period: int) -> np.ndarray:
@@ -147,9 +179,23 @@ def _regress(x: np.ndarray, horizon: int, lags: int, *, apart: bool, period: int
 
 
 def mase(forecasts: np.ndarray, truth: np.ndarray, past: np.ndarray, *, period: int = 7) -> np.ndarray:
-    """(U,) mean absolute error over that of the seasonal naive forecast on the past; NaN where the past repeats itself exactly."""
-    scale = np.abs(past[:, period:] - past[:, :-period]).mean(1)
-    return np.where(scale > 0, np.abs(forecasts - truth).mean(1) / np.where(scale > 0, scale, 1.0), np.nan)
+    """(U,) mean absolute error over that of the seasonal naive forecast on the past; NaN where the past repeats itself exactly.
+
+    NaN in ``truth`` and ``past`` is missing and does not count; with nothing to count the answer is NaN.
+    """
+    scale = mase_scale(past, period=period)
+    return _mean(np.abs(forecasts - truth)) / np.where(scale > 0, scale, np.nan)
+
+
+def mase_scale(past: np.ndarray, *, period: int = 7) -> np.ndarray:
+    """(U,) mean absolute difference to the value one season before, of those that are known; NaN without one."""
+    return _mean(np.abs(past[:, period:] - past[:, :-period]))
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    known = np.isfinite(x)
+    count = known.sum(1)
+    return np.where(count > 0, np.where(known, x, 0.0).sum(1) / np.maximum(count, 1), np.nan)
 
 
 def smape(forecasts: np.ndarray, truth: np.ndarray) -> float:

@@ -1,20 +1,17 @@
-"""Multiple-choice tests for language models: items from a file, prompts, letters read from answers, and options in every position."""
+"""Multiple-choice tests for language models: prompts, letters read from answers, options in every position, and habits of letters."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from preceptor.catalog import nearest
-from preceptor.education.tables import Row, check_columns, read_rows
-from preceptor.teachers.chat import Answer, Chat, Settings
+from preceptor.teachers.chat import Answer, Chat, Choice, Settings
 
 LETTERS = "ABCDEFG"
 NONE = -1
@@ -24,6 +21,9 @@ Parsing = Literal["strict-official", "lenient", "log-probs"]
 """The released code's four forms of an answer; more forms; or no text at all: the letter with the largest log-probability."""
 
 PARSINGS: tuple[Parsing, ...] = ("strict-official", "lenient", "log-probs")
+LetterPrior = Literal["none", "empty", "test"]
+"""What is taken off the log-probabilities of letters: nothing; what an empty question gives; or their means over the questions asked."""
+
 Order = Literal["given", "cyclic"]
 """Options as they stand; or once for each cyclic shift, so that each option stands at every letter once."""
 
@@ -54,50 +54,14 @@ class Sitting:
         chosen: of each item, for each order asked, the number of the option chosen, `NONE` where no letter was found.
         places: the same as the place where it stood, 0 for "A".
         answers: the same, as the chat gave them.
+        priors: of each item the log-probabilities of its letters that were taken off; see `LetterPrior`.
     """
 
     model: str
     chosen: tuple[tuple[int, ...], ...]
     places: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[Answer, ...], ...]
-
-
-def read_items(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[Item], int]:
-    """Read items from JSON Lines or CSV.
-
-    Columns are ``question``, ``answer`` (a letter), and ``options``, a list, or one column for each letter, ``A``, ``B`` ..., empty ones
-    left out; ``id``, ``category``, ``age_group`` and ``year`` where there are any.
-
-    Args:
-        path: of the file.
-        columns: names in the file of these columns, where they differ.
-    Returns:
-        The items that have an answer, and how many have none.
-    Raises:
-        ValueError: an unknown column (the nearest is named), an item without question or with fewer than 2 or more than 7 options, an id
-            twice, or no answer in any item.
-    """
-    rows = read_rows(path)
-    names = {name: name for name in ("id", "question", "options", "answer", "category", "age_group", "year", *LETTERS)}
-    for name, given in (columns or {}).items():
-        if name not in names:
-            raise ValueError(f"columns: expected one of {', '.join(names)}, got {name!r}{nearest(name, names)}")
-        names[name] = given
-    check_columns(rows, [names["question"], names["answer"], *(columns or {}).values()], path)
-    known = {name for row in rows for name in row}
-    if names["options"] not in known:
-        check_columns(rows, [names["A"], names["B"]], path)
-    items, missing, ids = [], 0, set()
-    for number, row in enumerate(rows, start=1):
-        item = _item(row, names, number, path)
-        if item.id in ids:
-            raise ValueError(f"{path}: expected every id once, got {item.id!r} twice")
-        ids.add(item.id)
-        missing += not item.answer
-        items += [item] if item.answer else []
-    if not items:
-        raise ValueError(f"{path}: expected an answer in column {names['answer']!r}, got missing ones only")
-    return items, missing
+    priors: tuple[tuple[float, ...], ...] = ()
 
 
 def draw_shots(items: Sequence[Item], count: int, *, seed: int = 0) -> dict[str, list[Item]]:
@@ -137,6 +101,7 @@ def sit(
     shots: Mapping[str, Sequence[Item]] | None = None,
     order: Order = "given",
     parsing: Parsing = "strict-official",
+    letter_prior: LetterPrior = "none",
     max_tokens: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sitting:
@@ -148,24 +113,39 @@ def sit(
         shots: solved examples by category; see `draw_shots`.
         order: of the options.
         parsing: of the answers; ``log-probs`` lets the model write nothing.
+        letter_prior: choose the letter whose log-probability is most above its prior; with ``log-probs`` only. ``test`` in cyclic order
+            takes off exactly what a model adds to a letter as such (Zheng et al. 2024, arXiv:2309.03882, estimate it in this way); in the
+            given order also what it knows, where some letter is right more often. ``empty`` costs questions, see `empty_priors`.
         max_tokens: of an answer; a model that thinks aloud needs many.
         progress: called with the number of questions done, and of all.
     Raises:
-        ValueError: no items, or an unknown order or parsing.
+        ValueError: no items, an unknown order or parsing, or a letter prior without log-probabilities.
         ChatStopped: see `preceptor.teachers.chat.Chat.ask`.
         Interrupted: the same.
     """
     if not items:
         raise ValueError("items: expected at least one to test with, got none")
-    for name, value, choices in (("order", order, ("given", "cyclic")), ("parsing", parsing, PARSINGS)):
+    for name, value, choices in (
+        ("order", order, ("given", "cyclic")),
+        ("parsing", parsing, PARSINGS),
+        ("letter_prior", letter_prior, ("none", "empty", "test")),
+    ):
         if value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}")
+    if letter_prior != "none" and parsing != "log-probs":
+        raise ValueError(f"letter_prior: expected parsing 'log-probs' with it, got {parsing!r}")
+    priors = empty_priors(items, chat, shots=shots) if letter_prior == "empty" else ()
     asked = [(item, shift) for item in items for shift in shifts(item, order)]
     prompts = [prompt(item, (shots or {}).get(item.category, ()), shift=shift) for item, shift in asked]
     if parsing == "log-probs":
         choices = chat.choose(prompts, [list(LETTERS[: len(item.options)]) for item, _ in asked], progress=progress)
         answers = [choice.answer for choice in choices]
         places = [NONE if choice.index is None else choice.index for choice in choices]
+        if letter_prior == "test":
+            priors = _mean_priors(items, [(len(item.options), choice) for choice, (item, _) in zip(choices, asked, strict=True)])
+        if priors:
+            off = [prior for item, prior in zip(items, priors, strict=True) for _ in shifts(item, order)]
+            places = [NONE if at == NONE else _raised(choice, prior) for at, choice, prior in zip(places, choices, off, strict=True)]
     else:
         answers = chat.ask(prompts, Settings(max_tokens=max_tokens), progress=progress)
         places = [_place(answer.text, parsing, len(item.options)) for answer, (item, _) in zip(answers, asked, strict=True)]
@@ -179,7 +159,35 @@ def sit(
         chosen=tuple(tuple(chosen[a:b]) for a, b in cuts),
         places=tuple(tuple(places[a:b]) for a, b in cuts),
         answers=tuple(tuple(answers[a:b]) for a, b in cuts),
+        priors=priors,
     )
+
+
+def empty_priors(items: Sequence[Item], chat: Chat, *, shots: Mapping[str, Sequence[Item]] | None = None) -> tuple[tuple[float, ...], ...]:
+    """How a model likes letters as such: asked once for every category and number of options, its examples before an empty question.
+
+    Zhao et al. 2021 (arXiv:2102.09690), Sec. 5, calibrate by such an input.
+
+    Args:
+        items: N.
+        chat: a model that tells log-probabilities.
+        shots: see `sit`.
+    Returns:
+        Of each item a log-probability for each of its letters, in nats, together 1; a letter that an endpoint has not among its likeliest
+        tokens counts as the least likely of those that it has.
+    Raises:
+        ValueError: the model tells none.
+        ChatStopped, Interrupted: see `sit`.
+    """
+    kinds = list(dict.fromkeys((item.category, len(item.options)) for item in items))
+    empty = [Item(id="", question="", options=("",) * options, answer="", category=category) for category, options in kinds]
+    prompts = [prompt(item, (shots or {}).get(item.category, ())) for item in empty]
+    found = {}
+    for kind, choice in zip(kinds, chat.choose(prompts, [list(LETTERS[:options]) for _, options in kinds]), strict=True):
+        if choice.index is None:
+            raise ValueError(f"letter_prior: expected log-probabilities of letters for an empty question, got none ({choice.failed})")
+        found[kind] = _known(choice.log_probs)
+    return tuple(found[item.category, len(item.options)] for item in items)
 
 
 def prompt(item: Item, shots: Sequence[Item] = (), *, shift: int = 0) -> str:
@@ -248,6 +256,30 @@ def lenient_letter(text: str | None) -> str | None:
     return alone.pop() if len(alone) == 1 else None
 
 
+def _mean_priors(items: Sequence[Item], asked: Sequence[tuple[int, Choice]]) -> tuple[tuple[float, ...], ...]:
+    """Of each item the means of the log-probabilities over all questions with as many options, scaled to sum to 1."""
+    said: dict[int, list[tuple[float, ...]]] = {}
+    for options, choice in asked:
+        if choice.index is not None:
+            said.setdefault(options, []).append(_known(choice.log_probs))
+    means = {options: _known([math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]) for options, rows in said.items()}
+    return tuple(means.get(len(item.options), (0.0,) * len(item.options)) for item in items)
+
+
+def _raised(choice: Choice, prior: Sequence[float]) -> int:
+    """The letter whose log-probability is most above its prior, of equal ones the first."""
+    gains = [log_p - q for log_p, q in zip(choice.log_probs, prior, strict=True)]
+    return gains.index(max(gains))
+
+
+def _known(log_probs: Sequence[float]) -> tuple[float, ...]:
+    """Scaled to sum to 1; a letter that an endpoint does not tell counts as the least likely of those that it does."""
+    least = min(log_p for log_p in log_probs if log_p > -math.inf)
+    raised = [max(log_p, least) for log_p in log_probs]
+    total = max(raised) + math.log(sum(math.exp(log_p - max(raised)) for log_p in raised))
+    return tuple(log_p - total for log_p in raised)
+
+
 def _place(text: str, parsing: Parsing, options: int) -> int:
     letter = (strict_letter if parsing == "strict-official" else lenient_letter)(text)
     place = NONE if letter is None else LETTERS.index(letter)
@@ -261,36 +293,3 @@ def _laid_out(item: Item, shift: int) -> list[str]:
 
 def _bare(question: str) -> str:
     return " ".join(re.findall(r"\w+", question.lower()))
-
-
-def _item(row: Row, names: Mapping[str, str], number: int, path: Path) -> Item:
-    def text(name: str) -> str:
-        value = row.get(names[name])
-        return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
-
-    options = row.get(names["options"])
-    if options is None:
-        options = [value for value in (text(letter) for letter in LETTERS) if value]
-    elif isinstance(options, str):
-        options = _listed(options, number, path)
-    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
-        got = f"{len(options)} options" if isinstance(options, list) else f"options {str(options)[:40]!r}"
-        raise ValueError(f"{path}: expected 2 to {len(LETTERS)} options in row {number}, got {got}")
-    if not text("question"):
-        raise ValueError(f"{path}: expected a question in row {number}, got none")
-    return Item(
-        id=text("id") or str(number),
-        question=text("question"),
-        options=tuple(str(option).strip() for option in options),
-        answer=text("answer"),
-        category=text("category"),
-        age_group=text("age_group"),
-        year=text("year"),
-    )
-
-
-def _listed(text: str, number: int, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError(f"{path}: expected options as a JSON list in row {number}, got {text[:40]!r}") from None

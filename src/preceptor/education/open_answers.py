@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import io
 import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,17 @@ def clean(text: str) -> str:
     """A text without HTML: tags become spaces, entities their characters, and ``>=`` stands for the sign."""
     plain = html.unescape(re.sub(r"<[^<>]*>", " ", text)).replace("≥", ">=").replace("≤", "<=").replace("\xa0", " ")
     return " ".join(plain.split())
+
+
+def check_scores(scores: Sequence[int]) -> None:
+    """Refuse a score outside 0 to 4.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    wrong = next((value for value in scores if value not in SCORES), None)
+    if wrong is not None:
+        raise ValueError(f"scores: expected whole numbers {SCORES[0]} to {SCORES[-1]}, got {wrong!r}")
 
 
 def has_image(text: str) -> bool:
@@ -83,7 +96,8 @@ def sentence_embedder(folder: Path | None = None) -> Embed:
     from preceptor.core.method import evaluating
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model: Any = transformers.AutoModel.from_pretrained(folder, use_safetensors=True)
+    with redirect_stderr(io.StringIO()):  # the bar of its weights
+        model: Any = transformers.AutoModel.from_pretrained(folder, use_safetensors=True)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         rows = []
@@ -147,13 +161,15 @@ class NearestAnswerScorer:
         embed: texts to numbers.
         metric: see `distances`.
         k: neighbours; the score is their median, the lower of two, and the feedback that of the nearest with that score.
-        limit: abstain where the nearest is farther away.
+        quantile: abstain where the nearest past answer is farther away than this part of the past answers to the same problem are from the
+            nearest other one, in [0, 1]; None: never. A problem with one past answer, or none, sets no limit.
     """
 
     embed: Embed = char_ngrams
     metric: Metric = "canberra"  # the paper's
     k: int = 1  # the paper copies one answer
-    limit: float = math.inf
+    quantile: float | None = None
+    _limits: dict[str, float] = field(default_factory=dict, repr=False)
     _problems: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=object), repr=False)
     _history: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
     _scores: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int), repr=False)
@@ -163,18 +179,19 @@ class NearestAnswerScorer:
         """Keep past answers, N of each.
 
         Raises:
-            ValueError: different lengths, no answers, no neighbours, or a score outside 0 to 4.
+            ValueError: different lengths, no answers, no neighbours, a quantile outside [0, 1], or a score outside 0 to 4.
         """
         if not len(problems) == len(texts) == len(scores) == len(feedback) or not texts:
             lengths = [len(problems), len(texts), len(scores), len(feedback)]
             raise ValueError(f"answers: expected as many problems, texts, scores and messages, at least 1, got {lengths}")
         if self.k < 1:
             raise ValueError(f"k: expected at least 1, got {self.k}")
-        wrong = next((value for value in scores if value not in SCORES), None)
-        if wrong is not None:
-            raise ValueError(f"scores: expected whole numbers {SCORES[0]} to {SCORES[-1]}, got {wrong!r}")
+        if self.quantile is not None and not 0 <= self.quantile <= 1:
+            raise ValueError(f"quantile: expected a number in [0, 1], got {self.quantile}")
+        check_scores(scores)
         self._problems, self._scores = np.array(problems, dtype=object), np.array(scores, dtype=int)
         self._history, self._feedback = self.embed([clean(text) for text in texts]), tuple(feedback)
+        self._limits = {} if self.quantile is None else {one: self._limit(one, self.quantile) for one in dict.fromkeys(problems)}
         return self
 
     def predict(self, problems: Sequence[str], texts: Sequence[str]) -> list[Rating]:
@@ -196,12 +213,24 @@ class NearestAnswerScorer:
             if rows:
                 gaps = distances(self.embed([cleaned[i] for i in rows]), self._history[known], metric=self.metric)
                 for i, row in zip(rows, gaps, strict=True):
-                    found[i] = self._copied(known, row)
+                    found[i] = self._copied(known, row, self._limits.get(problem, math.inf))
         return found
 
-    def _copied(self, known: np.ndarray, gaps: np.ndarray) -> Rating:
+    def _limit(self, problem: str, quantile: float) -> float:
+        """The quantile of the distances of past answers to the nearest other one."""
+        history = self._history[self._problems == problem]
+        if len(history) < 2:
+            return math.inf
+        nearest = np.empty(len(history))
+        for start in range(0, len(history), _BATCH):
+            gaps = distances(history[start : start + _BATCH], history, metric=self.metric)
+            gaps[np.arange(len(gaps)), np.arange(start, start + len(gaps))] = math.inf
+            nearest[start : start + _BATCH] = gaps.min(1)
+        return float(np.quantile(nearest, quantile))
+
+    def _copied(self, known: np.ndarray, gaps: np.ndarray, limit: float) -> Rating:
         order = np.argsort(gaps, kind="stable")[: self.k]
-        if gaps[order[0]] > self.limit:
+        if gaps[order[0]] > limit:
             return Rating(score=None, distance=float(gaps[order[0]]))
         scores = self._scores[known[order]]
         score = int(np.sort(scores)[(len(scores) - 1) // 2])

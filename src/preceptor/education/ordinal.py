@@ -14,7 +14,7 @@ from preceptor.core.method import Method, evaluating
 from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.types import Batch, Roles, Signal, Terms
-from preceptor.education.open_answers import SCORES, Embed, char_ngrams, clean
+from preceptor.education.open_answers import SCORES, Embed, char_ngrams, check_scores, clean
 
 
 class OrdinalHead(nn.Module):
@@ -97,9 +97,7 @@ class OrdinalScorer:
         """
         if len(texts) != len(scores) or not texts:
             raise ValueError(f"scores: expected as many as texts, at least 1, got {len(scores)} for {len(texts)}")
-        wrong = next((value for value in scores if value not in SCORES), None)
-        if wrong is not None:
-            raise ValueError(f"scores: expected whole numbers {SCORES[0]} to {SCORES[-1]}, got {wrong!r}")
+        check_scores(scores)
         x = self._features(texts)
         batch = {"x": x, "y": torch.tensor(list(scores)), "id": torch.arange(len(x))}
         self._head = OrdinalHead(x.shape[1])

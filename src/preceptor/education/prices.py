@@ -12,8 +12,8 @@ from typing import Any, Literal
 from preceptor.catalog import nearest
 from preceptor.education.tables import Row, by_id, check_columns, read_rows
 
-Basis = Literal["input", "blend", "run"]
-"""Cost of a model: its price per million tokens read; 0.8 of that and 0.2 of the price of those written; or what the test cost."""
+Basis = Literal["input", "blend", "run", "parameters"]
+"""Cost of a model: its price per million tokens read; 0.8 of that and 0.2 of those written; what the test cost; or its size."""
 
 COLUMNS = ("model", "input", "output", "released", "parameters", "accuracy")
 
@@ -38,7 +38,7 @@ class Offer:
 
     def cost(self, basis: Basis) -> float:
         """Its price; NaN for ``run``, which the list does not know."""
-        return {"input": self.input, "blend": 0.8 * self.input + 0.2 * self.output, "run": math.nan}[basis]
+        return {"input": self.input, "blend": 0.8 * self.input + 0.2 * self.output, "run": math.nan, "parameters": self.parameters}[basis]
 
 
 def read_offers(path: Path) -> list[Offer]:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from preceptor.education.agreement import Estimate, Pair, cohen, estimate, krippendorff, pair, tabulate
+from preceptor.education.agreement import MISSING, Estimate, Pair, Weights, cohen, estimate, krippendorff, pair, tabulate
+from preceptor.education.rubric import Rubric
 
 Gate = Literal["scale", "do not scale", "undetermined"]
 """Leave a category to the model; do not; or nobody can tell from this sample."""
@@ -30,7 +31,7 @@ class Reliability:
         human_human: mean kappa of the pairs of people.
         human_model: mean kappa of people with the model.
         alpha: Krippendorff's, of all people.
-        positives: the fewest of any person.
+        positives: the fewest of any person; of more than two labels, those that are not the commonest.
         gate: the verdict, and why.
     """
 
@@ -58,6 +59,8 @@ def reliability(
     people: Mapping[str, np.ndarray],
     model: np.ndarray,
     *,
+    categories: int = 2,
+    weights: Weights = "nominal",
     draws: int = 1000,
     seed: int = 0,
     least_kappa: float = LEAST_KAPPA,
@@ -66,8 +69,10 @@ def reliability(
     """Agreement of one category, and the gate: people agree, kappa >= 0.7, and the model agrees with them at least 0.7 times as much.
 
     Args:
-        people: (N,) labels 0 and 1 by name, -1 for none; at least one person.
+        people: (N,) labels from 0 by name, -1 for none; at least one person.
         model: (N,).
+        categories: labels are below it.
+        weights: of kappa and alpha, how wrong it is to take one label for another.
         draws: of the bootstrap over texts, the same texts for all coefficients.
         seed: of the draws.
         least_kappa: of people among themselves.
@@ -78,24 +83,62 @@ def reliability(
     if not people:
         raise ValueError("people: expected labels of at least one person, got none")
     names = list(people)
-    table = tabulate(np.stack([*people.values(), model], axis=1), categories=2, draws=draws, seed=seed)
+    table = tabulate(np.stack([*people.values(), model], axis=1), categories=categories, draws=draws, seed=seed)
     pairs = {(names[i], names[j]): (i, j) for i, j in combinations(range(len(names)), 2)}
-    between = _mean([cohen(table, i, j) for i, j in pairs.values()])
-    against = _mean([cohen(table, i, len(names)) for i in range(len(names))])
-    only = tabulate(np.stack(list(people.values()), axis=1), categories=2, draws=draws, seed=seed)
-    positives = min(int((labels == 1).sum()) for labels in people.values())
+    between = _mean([cohen(table, i, j, weights=weights) for i, j in pairs.values()])
+    against = _mean([cohen(table, i, len(names), weights=weights) for i in range(len(names))])
+    only = tabulate(np.stack(list(people.values()), axis=1), categories=categories, draws=draws, seed=seed)
+    positives = min(_positives(labels, categories) for labels in people.values())
     human_human, human_model = estimate(between), estimate(against)
     gate, reason = _gate(human_human, human_model, positives, least_kappa, least_share)
     return Reliability(
-        people={key: pair(table, *places) for key, places in pairs.items()},
-        model={name: pair(table, i, len(names)) for i, name in enumerate(names)},
+        people={key: pair(table, *places, weights=weights) for key, places in pairs.items()},
+        model={name: pair(table, i, len(names), weights=weights) for i, name in enumerate(names)},
         human_human=human_human,
         human_model=human_model,
-        alpha=estimate(krippendorff(only)),
+        alpha=estimate(krippendorff(only, weights=weights)),
         positives=positives,
         gate=gate,
         reason=reason,
     )
+
+
+def reliabilities(
+    people: Mapping[str, np.ndarray],
+    model: np.ndarray,
+    rubric: Rubric,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    least_kappa: float = LEAST_KAPPA,
+    least_share: float = LEAST_SHARE,
+) -> list[Reliability | None]:
+    """`reliability` of every category; None where nobody labelled it.
+
+    Args:
+        people: (N, C) labels by name.
+        model: (N, C).
+        rubric: of C categories.
+        draws, seed, least_kappa, least_share: see `reliability`.
+    """
+    found: list[Reliability | None] = []
+    for place, category in enumerate(rubric.categories):
+        given = {name: labels[:, place] for name, labels in people.items() if (labels[:, place] != MISSING).any()}
+        found.append(
+            reliability(
+                given,
+                model[:, place],
+                categories=len(category.labels),
+                weights=category.weights,
+                draws=draws,
+                seed=seed,
+                least_kappa=least_kappa,
+                least_share=least_share,
+            )
+            if given
+            else None
+        )
+    return found
 
 
 def regression(x: Sequence[float], y: Sequence[float]) -> Line:
@@ -111,6 +154,11 @@ def regression(x: Sequence[float], y: Sequence[float]) -> Line:
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(values, axis=0) if values else np.full(1, math.nan)
+
+
+def _positives(labels: np.ndarray, categories: int) -> int:
+    given = np.bincount(labels[labels != MISSING], minlength=categories)
+    return int(given[1] if categories == 2 else given.sum() - given.max())
 
 
 def _gate(people: Estimate, model: Estimate, positives: int, least_kappa: float, least_share: float) -> tuple[Gate, str]:

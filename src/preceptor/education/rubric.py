@@ -1,4 +1,4 @@
-"""A rubric: categories, each a statement that is true or false of a text, read from YAML and checked."""
+"""A rubric: categories, each a statement that is true or false of a text, or a question with levels, read from YAML and checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from preceptor.catalog import nearest
+from preceptor.education.agreement import MISSING, Weights
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -20,27 +21,67 @@ class _Strict(BaseModel):
 
 
 class Example(_Strict):
-    """One text with the answer to the statement, and why."""
+    """One text with the answer to the statement, true or false or a level, and why."""
 
     comment: Text
-    answer: bool
+    answer: bool | Text
     explanation: str = ""
 
 
 class Category(_Strict):
     """One question to a text.
 
-    ``polarity`` false: where the statement is true of a text, its label is 0, as in "the comment is written in English" for non-English.
+    Attributes:
+        statement: true or false of a text; with levels, what they answer, such as "How sure is the student?".
+        polarity: false: where the statement is true of a text, its label is 0, as in "the comment is written in English" for non-English.
+        levels: answers from the lowest to the highest, whose labels are 0, 1, ...; none: true or false.
+        weights: how wrong it is to take one level for another.
     """
 
     name: Text
     statement: Text
     polarity: bool = True
+    levels: tuple[Text, ...] = ()
+    weights: Weights = "quadratic"  # of the weighted kappas the usual one
     examples: tuple[Example, ...] = ()
 
-    def label(self, answer: bool) -> int:
-        """The label, 0 or 1, that an answer to the statement gives."""
-        return int(answer == self.polarity)
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Category:
+        words = [bare(level) for level in self.levels]
+        if len(words) == 1 or len(set(words)) < len(words):
+            raise ValueError(f"{self.name}: expected at least 2 levels that differ, got {', '.join(self.levels)}")
+        if self.levels and not self.polarity:
+            raise ValueError(f"{self.name}: expected no polarity with levels: turn their order")
+        if "weights" in self.model_fields_set and not self.levels:
+            raise ValueError(f"{self.name}: expected levels with weights, got none")
+        for example in self.examples:
+            if isinstance(example.answer, bool) == bool(self.levels) or (self.levels and bare(str(example.answer)) not in words):
+                wanted = ", ".join(self.levels) or "true, false"
+                raise ValueError(f"{self.name}: expected answers of examples out of {wanted}, got {example.answer!r}")
+        return self
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Words to answer with."""
+        return self.levels or ("true", "false")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """How each label, 0, 1, ..., is written."""
+        return self.levels or ("0", "1")
+
+    def label(self, choice: int) -> int:
+        """The label of a choice by its number."""
+        return choice if self.levels else int((choice == 0) == self.polarity)
+
+    def read(self, text: str) -> int | None:
+        """The label in a cell of a table, a level by its word or its number; `MISSING` for nothing, None for what is no label."""
+        codes = {str(code): code for code in range(len(self.labels))} | {f"{code}.0": code for code in range(len(self.labels))}
+        if any(bare(level).replace(".", "").isdigit() for level in self.levels):
+            codes = {}  # levels that are numbers themselves
+        codes |= {"": MISSING, "nan": MISSING, "none": MISSING}
+        codes |= {bare(level): code for code, level in enumerate(self.levels)} if self.levels else {"true": 1, "false": 0}
+        return codes.get(bare(text))
 
 
 class Rubric(_Strict):
@@ -64,8 +105,14 @@ class Rubric(_Strict):
 
     def version(self, category: Category, style: str) -> str:
         """What tells two wordings of one question apart: the style and a hash of everything that its prompts hold."""
-        whole = json.dumps([self.task, category.model_dump(), style], sort_keys=True)
+        held = category.model_dump(exclude={"weights"} if category.levels else {"weights", "levels"})
+        whole = json.dumps([self.task, held, style], sort_keys=True)
         return f"{style}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def bare(text: str) -> str:
+    """An answer without what stands around it: quotes, stars, a full stop, white space; in small letters."""
+    return " ".join(text.strip("\"'`*. \n\t").lower().split())
 
 
 def read_rubric(path: Path) -> Rubric:

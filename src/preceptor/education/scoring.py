@@ -6,13 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from preceptor.catalog import nearest
 from preceptor.education.multiple_choice import LETTERS, NONE, Item, Sitting, right
 
 Z95 = 1.959963984540054  # of the standard normal distribution, two-sided 95 %
 OVERALL = "overall"
+
+Group = Literal["category", "age_group", "year"]
+"""What items can be grouped by."""
+
+GROUPS: tuple[Group, ...] = ("category", "age_group", "year")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,7 @@ class Score:
         items: how many.
         chance: what guessing gets on average.
         spread: standard deviation of the accuracy over the orders; 0 with one.
+        balanced: the accuracy if every letter were right equally often, which takes a habit of letters out; see `balanced`.
     """
 
     accuracy: float
@@ -35,6 +43,7 @@ class Score:
     items: int
     chance: float
     spread: float
+    balanced: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +66,52 @@ def credit(items: Sequence[Item], sitting: Sitting) -> np.ndarray:
     return np.array([np.mean([one == right(item) != NONE for one in row]) for item, row in zip(items, sitting.chosen, strict=True)])
 
 
-def score(items: Sequence[Item], sitting: Sitting) -> dict[str, Score]:
-    """Scores of all items, `OVERALL`, and of each category in order of appearance.
+def score(items: Sequence[Item], sitting: Sitting, *, by: Group = "category") -> dict[str, Score]:
+    """Scores of all items, `OVERALL`, and of each group in order of appearance.
 
+    Args:
+        items: N.
+        sitting: of these.
+        by: what groups them; an item without it counts in `OVERALL` only.
     Raises:
-        ValueError: no items, or another number of answers.
+        ValueError: no items, another number of answers, or an unknown ``by``.
     """
+    if by not in GROUPS:
+        raise ValueError(f"by: expected one of {', '.join(GROUPS)}, got {by!r}{nearest(by, GROUPS)}")
     if not items or len(items) != len(sitting.chosen):
         raise ValueError(f"sitting: expected answers to {len(items)} items, at least 1, got {len(sitting.chosen)}")
-    categories = list(dict.fromkeys(item.category for item in items))
+    names = [{"category": item.category, "age_group": item.age_group, "year": item.year}[by] for item in items]
     groups = {OVERALL: list(range(len(items)))}
-    groups |= {name: [i for i, item in enumerate(items) if item.category == name] for name in categories if name}
+    groups |= {name: [i for i, own in enumerate(names) if own == name] for name in dict.fromkeys(names) if name}
     credits = credit(items, sitting)
     return {name: _score(items, sitting, credits, rows) for name, rows in groups.items()}
+
+
+def balanced(items: Sequence[Item], chosen: Sequence[Sequence[int]]) -> float:
+    """Accuracy in percent if the right option stood at every letter equally often, from the orders that were asked.
+
+    Mean over letters of the share answered right where that letter is right, among items with as many options; then over these, each with
+    its number of items. A model that follows a letter with probability w and else knows a share a gets w / k + (1 - w) a, as it does when
+    its options are turned through every position, where this is the accuracy itself.
+
+    Args:
+        items: N.
+        chosen: of each the options that were chosen; see `Sitting`.
+    Returns:
+        NaN where some letter is never right, so that nobody can tell; an item that names no single right option counts as wrong.
+    """
+    sizes: Counter[int] = Counter()
+    found: dict[int, list[list[bool]]] = {}
+    for item, row in zip(items, chosen, strict=True):
+        options = len(item.options)
+        if right(item) != NONE:
+            sizes[options] += 1
+            letters = found.setdefault(options, [[] for _ in item.options])
+            for shift, one in enumerate(row):
+                letters[(right(item) - shift) % options].append(one == right(item))
+    if not all(answers for letters in found.values() for answers in letters):
+        return math.nan
+    return 100 * sum(sizes[k] * float(np.mean([np.mean(answers) for answers in letters])) for k, letters in found.items()) / len(items)
 
 
 def accuracy_table(categories: Sequence[str], answers: Sequence[str], predictions: Sequence[str | None]) -> dict[str, tuple]:
@@ -156,4 +198,5 @@ def _score(items: Sequence[Item], sitting: Sitting, credits: np.ndarray, rows: S
         items=len(rows),
         chance=100 * float(np.mean([1 / len(items[i].options) for i in rows])),
         spread=100 * float(np.std(by_order, ddof=1)) if orders > 1 else 0.0,
+        balanced=balanced([items[i] for i in rows], [sitting.chosen[i] for i in rows]),
     )

@@ -16,7 +16,7 @@ import torch
 
 from preceptor.core.optional import require
 from preceptor.core.types import Batch
-from preceptor.education.ednet import INTERACTIONS, QUESTIONS
+from preceptor.education.ednet import QUESTIONS, scan_answers
 
 if TYPE_CHECKING:
     import pyarrow
@@ -211,26 +211,22 @@ def scan_windows(
     """The windows of a converted folder, one row group at a time.
 
     Args:
-        folder: of `preceptor.education.ednet.convert`, with questions.
+        folder: of `preceptor.education.ednet.convert`, with questions; of actions (KT2 to KT4) the answers are made on the way.
         users: only these students; None: all.
         groups: only these row groups, in this order; None: all.
         min_len: see `windows`.
         max_len: see `windows`.
         tags: see `windows`.
     Raises:
-        ValueError: no such file, or logs of another level than KT1.
+        ValueError: no such file.
     """
-    parquet = require("pyarrow.parquet", extra="education", purpose="EdNet's logs")
     questions = read_questions(folder)
-    with parquet.ParquetFile(folder / INTERACTIONS) as file:
-        if "question" not in file.schema_arrow.names:
-            raise ValueError(f"folder: expected answers to questions (level KT1) in {folder}, got actions")
-        for group in range(file.num_row_groups) if groups is None else groups:
-            answers = clean(file.read_row_group(group), questions)
-            if users is not None:
-                kept = np.isin(answers.user, users)
-                answers = Answers(**{field.name: getattr(answers, field.name)[kept] for field in fields(answers)})
-            yield windows(answers, questions, min_len=min_len, max_len=max_len, tags=tags)
+    for table in scan_answers(folder, groups=groups):
+        answers = clean(table, questions)
+        if users is not None:
+            kept = np.isin(answers.user, users)
+            answers = Answers(**{field.name: getattr(answers, field.name)[kept] for field in fields(answers)})
+        yield windows(answers, questions, min_len=min_len, max_len=max_len, tags=tags)
 
 
 def load_windows(folder: Path, **options: Any) -> Windows:

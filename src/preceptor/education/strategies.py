@@ -101,10 +101,38 @@ def mastery_edges(mastered: np.ndarray, problems: Sequence[Sequence[int]], attem
     return np.concatenate([known, parts, np.stack([tried[:, 0], users + tried[:, 1], np.ones(len(tried))], 1)])
 
 
-def instance_vectors(vectors: np.ndarray, users: np.ndarray, problems: np.ndarray, *, num_users: int) -> np.ndarray:
-    """MVec of each instance: the vectors of student and problem, each of length 1, one after the other, (n, 2 D)."""
+def instance_vectors(
+    vectors: np.ndarray, users: np.ndarray, problems: np.ndarray, *, num_users: int, components: Sequence[Sequence[int]] | None = None
+) -> np.ndarray:
+    """MVec of each instance: the vectors of student and problem, each of length 1, one after the other, (n, 2 D).
+
+    Args:
+        vectors: (N, D) of students, then problems, then KCs.
+        users: (n,).
+        problems: (n,).
+        num_users: U.
+        components: the KCs of every problem; a problem without a vector of its own gets the mean of theirs.
+    """
+    vectors = vectors.copy()
+    first_component = num_users + len(components or ())
+    for problem, own in enumerate(components or ()):
+        if own and not vectors[num_users + problem].any():
+            vectors[num_users + problem] = vectors[first_component + np.array(own)].mean(0)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return np.concatenate([unit[users], unit[num_users + problems]], 1)
+
+
+def mastery_groups(mastered: np.ndarray, count: int = 4) -> np.ndarray:
+    """The group of every student, (U,) from 0 for the least to ``count - 1``: quantiles of the mean mastery, sizes differ by one at most.
+
+    Raises:
+        ValueError: fewer students than groups, or count < 1.
+    """
+    if not 1 <= count <= len(mastered):
+        raise ValueError(f"count: expected a number of groups in [1, {len(mastered)}], got {count}")
+    rank = np.empty(len(mastered), np.int64)
+    rank[np.argsort(mastered.mean(1), kind="stable")] = np.arange(len(mastered))
+    return rank * count // len(mastered)
 
 
 class _Writer(nn.Module):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from preceptor.core.optional import require
+from preceptor.education.synthetic_actions import KINDS, actions_of
 
 CHUNK = 2000
 """Students made at one time; the numbers of a student depend on the seed and on its chunk, not on how many are asked for."""
@@ -116,8 +117,7 @@ def _chunk(number: int, school: School, seed: int, table: Contents) -> dict[str,
     picked = random.integers(0, len(table.size), len(owner))
     begins = np.cumsum(bundles) - bundles
     gap = random.exponential(60_000, len(owner)) + np.where(random.random(len(owner)) < 0.05, random.exponential(8.64e7, len(owner)), 0)
-    time = np.cumsum(gap)
-    time = _START + (random.random(CHUNK) * 3e10)[owner] + time - time[begins][owner]
+    start = random.random(CHUNK) * 3e10
     sizes = table.size[picked]
     row = np.repeat(np.arange(len(owner)), sizes)
     within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -134,30 +134,35 @@ def _chunk(number: int, school: School, seed: int, table: Contents) -> dict[str,
     choices = np.where(table.part[question] == 2, 3, 4)
     wrong = (table.answer[question] - 1 + random.integers(1, choices)) % choices + 1
     answer = np.where(random.random(len(row)) < _MISSING, 0, np.where(correct, table.answer[question], wrong))
-    elapsed = np.exp(random.normal(9.9, 0.7, len(owner))).clip(500, 3.6e6)
+    elapsed = np.exp(random.normal(9.9, 0.7, len(owner))).clip(500, 3.6e6).astype(np.int32)
+    time = np.cumsum(gap + np.append(0, (elapsed * sizes)[:-1]))  # a bundle begins after the one before was submitted
+    time = _START + start[owner] + time - time[begins][owner]
     return {
         "user": (user + 1 + number * CHUNK).astype(np.int32),
         "timestamp": time[row].astype(np.int64),
         "solving": (row - begins[user] + 1).astype(np.int32),
         "question": (question + 1).astype(np.int16),
         "answer": answer.astype(np.int8),
-        "elapsed": elapsed[row].astype(np.int32),
+        "elapsed": elapsed[row],
         "correct": (answer == table.answer[question]).astype(np.int8),
         "probability": probability,
     }
 
 
-def synthesize(users: int, path: Path, *, school: School | None = None, seed: int = 0) -> int:
+def synthesize(users: int, path: Path, *, level: Literal["KT1", "KT2"] = "KT1", school: School | None = None, seed: int = 0) -> int:
     """Write ``KT1/u1.csv`` ... and ``contents/questions.csv`` to a zip; return the number of rows.
 
     Args:
         users: students, >= 1.
         path: the zip; made aside and renamed.
+        level: answers, or the actions that these answers came from.
         school: sizes and spreads.
         seed: of everything.
     Raises:
         ValueError: an argument out of range.
     """
+    if level not in ("KT1", "KT2"):
+        raise ValueError(f"level: expected 'KT1' or 'KT2', got {level!r}")
     school = school or School()
     table = contents(school, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,32 +172,56 @@ def synthesize(users: int, path: Path, *, school: School | None = None, seed: in
         for name, text in _content_files(table).items():
             archive.writestr(f"contents/{name}", text)
         for chunk in students(users, school=school, seed=seed, table=table):
-            rows += len(chunk["user"])
-            for user, text in _files(chunk):
-                archive.writestr(f"KT1/u{user}.csv", text)
+            made = chunk if level == "KT1" else actions_of(chunk, table, seed)
+            rows += len(made["user"])
+            for user, text in _files(made["user"], _answer_columns(made) if level == "KT1" else _action_columns(made)):
+                archive.writestr(f"{level}/u{user}.csv", text)
     aside.replace(path)
     return rows
 
 
-def _files(chunk: dict[str, np.ndarray]) -> Iterator[tuple[int, bytes]]:
+def _answer_columns(chunk: dict[str, np.ndarray]) -> dict[str, Any]:
+    largest = int(chunk["question"].max(initial=0))
+    return {
+        "timestamp": chunk["timestamp"],
+        "solving_id": chunk["solving"],
+        "question_id": _words(chunk["question"], [f"q{i}" for i in range(largest + 1)]),
+        "user_answer": _words(chunk["answer"], [None, *LETTERS]),
+        "elapsed_time": chunk["elapsed"],
+    }
+
+
+def _action_columns(chunk: dict[str, np.ndarray]) -> dict[str, Any]:
+    largest = int(chunk["number"].max(initial=0)) + 1
+    names = [f"{letter}{i}" for letter in "bq" for i in range(largest)]
+    return {
+        "timestamp": chunk["timestamp"],
+        "action_type": _words(chunk["kind"], KINDS),
+        "item_id": _words(chunk["number"] + largest * (chunk["kind"] == 1), names),
+        "source": _words(np.zeros_like(chunk["kind"]), ["sprint"]),
+        "user_answer": _words(chunk["answer"], [None, *LETTERS]),
+        "platform": _words(np.zeros_like(chunk["kind"]), ["mobile"]),
+    }
+
+
+def _words(codes: np.ndarray, words: Sequence[str | None]) -> Any:
+    """A column of words by number; None is an empty field."""
+    pyarrow: Any = require("pyarrow", extra="education", purpose="writing logs in EdNet's schema")
+    return pyarrow.array(words, pyarrow.string()).take(pyarrow.array(codes.astype(np.int64)))
+
+
+def _files(user: np.ndarray, columns: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
     """The CSV file of every student of a chunk."""
     pyarrow: Any = require("pyarrow", extra="education", purpose="writing logs in EdNet's schema")
     csv = require("pyarrow.csv", extra="education", purpose="writing logs in EdNet's schema")
-    answers = pyarrow.DictionaryArray.from_arrays(
-        pyarrow.array(chunk["answer"].astype(np.int32) - 1, mask=chunk["answer"] == 0), LETTERS.tolist()
-    )
-    largest = int(chunk["question"].max(initial=0))
-    questions = pyarrow.DictionaryArray.from_arrays(chunk["question"].astype(np.int32), [f"q{i}" for i in range(largest + 1)])
-    columns = {"timestamp": chunk["timestamp"], "solving_id": chunk["solving"], "question_id": questions.cast("string")}
-    columns |= {"user_answer": answers.cast("string"), "elapsed_time": chunk["elapsed"]}
     buffer = io.BytesIO()
     csv.write_csv(pyarrow.table(columns), buffer, csv.WriteOptions(include_header=False, quoting_style="none"))
     text = buffer.getvalue()
+    head = ",".join(columns).encode() + b"\n"
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == 10) + 1
-    last = np.flatnonzero(np.diff(chunk["user"], append=-1))
     begin = 0
-    for row in last:
-        yield int(chunk["user"][row]), b"timestamp,solving_id,question_id,user_answer,elapsed_time\n" + text[begin : ends[row]]
+    for row in np.flatnonzero(np.diff(user, append=-1)):
+        yield int(user[row]), head + text[begin : ends[row]]
         begin = int(ends[row])
 
 

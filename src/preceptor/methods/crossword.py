@@ -7,9 +7,11 @@ real clues against shuffled ones, and the grid.
 Equation, of a grid with FW words, LL cells in two words, L cells in all and the area of the rectangle around them:
     score = (FW + LL / 2) FR LR,   FR = L / area,   LR = LL / L,
 and of a clue, phi five shares of letters that it has in common with its answer: P(ok) = sigmoid(w . phi + b).
-Everything is in `preceptor.education.crossword`, and ``preceptor crossword`` is its command.
+Everything is in `preceptor.education.crossword`, and ``preceptor crossword`` is its command; a pattern of black squares that is given is
+another problem than a free grid, and is filled by `preceptor.education.crossword.template`.
 Deviations: the abstract is what could be read of the paper, so prompts, features and rules are ours. The score is that of the group's
-Arabic system, from memory. A text route without any model is added: keywords by TF-IDF, and their sentences with the keyword left out.
+Arabic system, from memory. Clues are written by a model as it is: the fine-tuning of one is not here. A text route without any model is
+added: keywords by TF-IDF, and their sentences with the keyword left out.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ trained on all, and equally so for rare groups, for which a random sample of the
 Equation, with m(u, k) the mastery of student u in component k, and z the Node2Vec vectors of the graph of students, problems, components:
     x_i = [z_u / |z_u|; z_p / |z_p|],   min sum_i |x_i - mu_{a_i}|^2 + lambda K  (DP-means),
     h_0 = tanh(W x_i),  the strategy k_1..k_n, END by an LSTM from h_0, cross-entropy with teacher forcing.
-The parts are in `preceptor.education`: ``walks`` (Node2Vec), ``clusters`` (DP-means, refinement, samples), ``strategies`` (mastery,
-vectors of instances, the model that writes strategies, the report by group).
+The parts are in `preceptor.education`: ``solutions`` (a tutor's log to steps and vectors), ``walks`` (Node2Vec), ``clusters`` (DP-means,
+refinement, samples), ``strategies`` (mastery, vectors of instances, the model that writes strategies, the report by group), and
+``strategy_samples`` (all of it).
 Deviations: none that could be checked; Node2Vec's chances are those of the authors' code.
 """
 
@@ -18,10 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from preceptor.core.types import Card
 from preceptor.education.clusters import cluster_sample, dp_means
-from preceptor.education.strategies import StrategyModel, equity_report
+from preceptor.education.strategies import StrategyModel, equity_report, mastery
+from preceptor.education.strategy_samples import compare_samples
+from preceptor.metrics.fidelity import rank_correlation
+from preceptor.miniature import tutor
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
 
@@ -70,11 +75,39 @@ def instances(count: int, *, seed: int) -> Instances:
     return Instances(x=x, strategies=[known[of_group[g]] for g in group], group=group)
 
 
-def miniature(seed: int, size: Size) -> Miniature:
-    """6,000 instances of 12 groups, 8 strategies; models learn from 120 of 4,000, drawn at random or evenly from clusters, or from all.
+def _report(seen: Instances, test: Instances, steps: int, seed: int) -> dict[str, float]:
+    model = StrategyModel(_COMPONENTS, steps=steps, seed=seed)
+    model.fit(seen.x, seen.strategies)
+    return equity_report(model.predict(test.x), test.strategies, test.group)
 
-    ``token``, ``exact`` and ``edit`` are means over 2,000 others, ``worst`` the accuracy by tokens of the worst group, ``gap`` its distance
-    from the best and ``std`` the standard deviation over groups. The arm ``everything`` sees all 4,000 in as many updates.
+
+def from_logs(seed: int, *, depends: bool, full: bool) -> dict[str, dict[str, float]]:
+    """From the log of a tutor to scores: mastery, graph, vectors, clusters, samples, and the strategies of each student's last problems.
+
+    Groups are fifths of the students by their mean mastery. ``spearman`` compares mastery with the abilities behind the log, for the arm
+    ``untrained`` with these dealt anew; ``narrowed`` is by how much the gap is less than that of a random sample.
+    """
+    students, attempts, epochs, budget, steps = (300, 12, 15, 240, 300) if full else (40, 6, 1, 24, 5)
+    walking = {"dim": 32, "num_walks": 5, "length": 20, "window": 5, "epochs": 3} if full else {"dim": 8, "num_walks": 2, "length": 6}
+    made = tutor.log(students, attempts, seed=seed, depends=depends)
+    drills, last = int(made.drill.sum()), len(made.solutions) - students * attempts // 3
+    seen, pool, later = (made.solutions.take(np.arange(*ends)) for ends in ((0, last), (drills, last), (last, len(made.solutions))))
+    mastered = mastery(seen.steps(), tutor.COMPONENTS, epochs=epochs, seed=seed)
+    arms = compare_samples(pool, later, mastered, budget=budget, steps=steps, walking=walking, seed=seed).scores
+    for name, arm in arms.items():
+        ability = made.ability if name != "untrained" else np.random.default_rng(seed).permuted(made.ability)
+        arm["spearman"] = float(rank_correlation(*(torch.from_numpy(values.reshape(1, -1)) for values in (mastered, ability))))
+        arm["narrowed"] = arms["random"]["gap"] - arm["gap"]
+    return arms
+
+
+def miniature(seed: int, size: Size) -> Miniature:
+    """Two experiments. Vectors that are given: 6,000 instances of 12 groups, 8 strategies; models learn from 120 of 4,000, drawn at random
+    or evenly from clusters, or from all. From logs (``logs-``): 300 made-up students, their mastery and vectors as in `from_logs`, 240 of
+    2,400 solutions; ``dealt-`` is the control, where the way of solving does not depend on mastery.
+
+    ``token``, ``exact`` and ``edit`` are means over others, ``worst`` the accuracy by tokens of the worst group, ``gap`` its distance from
+    the best and ``std`` the standard deviation over groups. The arm ``everything`` sees the whole pool in as many updates.
     """
     full = size == "full"
     count, steps = (6000, 400) if full else (600, 10)
@@ -87,20 +120,25 @@ def miniature(seed: int, size: Size) -> Miniature:
         "mvec": cluster_sample(clusters.labels, _BUDGET, seed=seed),
         "everything": np.arange(len(pool.x)),
     }
-
-    def measured(rows: np.ndarray, steps: int) -> dict[str, float]:
-        model = StrategyModel(_COMPONENTS, steps=steps, seed=seed)
-        seen = pool.take(rows)
-        model.fit(seen.x, seen.strategies)
-        return equity_report(model.predict(test.x), test.strategies, test.group)
-
-    arms = {"untrained": measured(samples["random"], 1)} | {name: measured(rows, steps) for name, rows in samples.items()}
+    arms = {"untrained": _report(pool.take(samples["random"]), test, 1, seed)}
+    arms |= {name: _report(pool.take(rows), test, steps=steps, seed=seed) for name, rows in samples.items()}
+    for world, depends in (("logs", True), ("dealt", False)):
+        arms |= {f"{world}-{name}": arm for name, arm in from_logs(seed, depends=depends, full=full).items()}
     return Miniature(
         arms=arms,
         claims=(
             Claim(name="the worst group does better than by a random sample", method="mvec", baseline="random", metric="worst"),
             Claim(name="groups differ less", method="mvec", baseline="random", metric="std", direction="lower"),
             Claim(name="as accurate as all data, but for .02", method="mvec", baseline="everything", metric="token", margin=-0.02),
+            Claim(
+                name="from logs, mastery follows ability by .6",
+                method="logs-mvec",
+                baseline="logs-untrained",
+                metric="spearman",
+                margin=0.6,
+            ),
+            Claim(name="from logs, groups differ less", method="logs-mvec", baseline="logs-random", metric="gap", direction="lower"),
+            Claim(name="by more than where ways do not depend on mastery", method="logs-mvec", baseline="dealt-mvec", metric="narrowed"),
         ),
         notes=(f"{len(clusters.centres)} clusters at seed {seed}; {_BUDGET} of {len(pool.x)} instances, {steps} updates",),
     )

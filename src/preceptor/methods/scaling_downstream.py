@@ -8,29 +8,27 @@ Equation, with D the tokens of pretraining:
 Fitted as F (1 + k (log D - mean))^beta (`preceptor.scaling.forms.LogLaw`), Huber of log residuals with delta 0.1; the loss with 0.001 (the
 tables of the paper also say 0.00001). Fit the four smallest sizes, foretell the others.
 Deviations: no code was released. k has a bound where a penalty would do (see the form); beta lies in [0.05, 10]. The thresholds of the
-decision (`judge_source`) are ours: the paper describes it in words.
+decision (`preceptor.scaling.sources`) are ours: the paper describes it in words.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from preceptor.core.optional import require
 from preceptor.core.types import Card
 from preceptor.miniature.byte_models import byte_model, judge, learn, library, places, reference_topics
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
-from preceptor.scaling.fitting import Fit, bootstrap, fit
+from preceptor.scaling.fitting import fit
 from preceptor.scaling.foresight import straight_line
 from preceptor.scaling.forms import POWER_CONSTANT, Array, LogLaw
-from preceptor.scaling.identify import check_positive
+from preceptor.scaling.sources import judge_source
 
 CARD = Card(
     slug="scaling-downstream",
@@ -44,9 +42,6 @@ CARD = Card(
     cost="a fit takes a tenth of a second; pretraining and fine-tuning the checkpoints is what costs",
     headline="aligned data: BLEU foretold within 6.1 %, loss within 6e-12; English-only for en-fr: BLEU falls while loss falls",
 )
-
-Verdict = Literal["aligned", "misaligned", "sufficient"]
-"""More data of this kind pays; it does not, whatever the loss says; the fine-tuning data are enough by themselves."""
 
 
 def alignment_score(source: float, target: float, *, weights: tuple[float, float, float] = (1.0, 0.7, 0.8)) -> float:
@@ -63,98 +58,6 @@ def alignment_score(source: float, target: float, *, weights: tuple[float, float
     if min(source, target) < 0 or source + target > 1 + 1e-9:
         raise ValueError(f"source, target: expected shares with a sum of at most 1, got {source} and {target}")
     return weights[0] * source * target + weights[1] * source + weights[2] * target
-
-
-def averaged(data: ArrayLike, values: ArrayLike) -> tuple[Array, Array]:
-    """Sizes in order, each once, with the mean of what was measured there."""
-    sizes, where = np.unique(np.asarray(data, dtype=float), return_inverse=True)
-    return sizes, np.bincount(where, weights=np.asarray(values, dtype=float)) / np.bincount(where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What checkpoints of growing pretraining say about a source of data. See `judge_source`."""
-
-    verdict: Verdict
-    law: Fit | None  # of the score; None with fewer than four sizes, which allow only a line
-    error: float | None  # mean |predicted / measured - 1| of the score on the sizes held out; None where none was
-    line_error: float | None  # the same of a straight line in log D
-    covered: bool | None  # whether the intervals of the law cover the sizes held out; None without intervals
-    rank_correlation: float  # Spearman, of size and score
-    drop: float  # the score's largest fall from an earlier size, in its own units
-    loss_falls: bool
-    warnings: tuple[str, ...]
-
-
-def judge_source(
-    data: ArrayLike,
-    score: ArrayLike,
-    loss: ArrayLike,
-    *,
-    fitted: int = 4,
-    ceiling: float = 100.0,
-    flat: float = 0.02,
-    drop: float = 0.05,
-    draws: int = 0,
-) -> Source:
-    """Fit the log law to the smallest sizes, check it on the others, and decide whether more data of this kind pay.
-
-    Args:
-        data: tokens of pretraining (n,), each checkpoint fine-tuned in the same way; ties are averaged.
-        score: (n,), > 0 and below the ceiling; a score that can be negative must be shifted first.
-        loss: (n,), of the same models on the same test data.
-        fitted: sizes that the law is fitted to, the smallest ones.
-        ceiling: the best possible score; a law that passes it at the largest size is not applicable, with a warning.
-        flat: a range below this share of the largest value is no change.
-        drop: a fall of more than this share of the best score is an alarm.
-        draws: of a bootstrap for ``covered``, which wants at least six fitted sizes.
-    Raises:
-        ValueError: values that are not above 0 (rows are named), or one size.
-        ImportError: scipy is missing.
-    """
-    stats = require("scipy.stats", extra="study", purpose="scaling laws")
-    sizes, scores = averaged(data, score)
-    losses = averaged(data, loss)[1]
-    check_positive("score", scores)
-    check_positive("loss", losses)
-    if len(sizes) < 2:
-        raise ValueError(f"data: expected at least two sizes, got {len(sizes)}")
-    rank = float(stats.spearmanr(sizes, scores).statistic) if np.ptp(scores) else 0.0
-    fall = float((np.maximum.accumulate(scores) - scores).max())
-    moves, loss_moves = (np.ptp(values) > flat * values.max() for values in (scores, losses))
-    loss_falls = bool(loss_moves and losses[-1] < losses[0])
-    rises = bool(moves and rank > 0.5 and fall <= drop * scores.max() and scores[-1] > scores[0])
-    verdict: Verdict = "aligned" if rises else "sufficient" if not moves and not loss_moves else "misaligned"
-    law, error, line_error, covered, warnings = None, None, None, None, []
-    if len(sizes) >= 4:
-        law = fit(LogLaw(), sizes[:fitted], scores[:fitted])
-        law = bootstrap(law, draws=draws) if draws else law
-        warnings += law.warnings
-        if law.predict(sizes[-1:])[0] > ceiling:
-            warnings.append(f"score: the law passes the ceiling {ceiling:g}, it is not applicable")
-    else:
-        warnings.append(f"data: expected at least 4 sizes for the log law, got {len(sizes)}: only a line")
-    ahead = slice(fitted, None)
-    if len(sizes) > fitted:
-        line = straight_line(sizes[:fitted], scores[:fitted], sizes[ahead], of_scores=True)
-        line_error = float(np.abs(line / scores[ahead] - 1).mean())
-        if law is not None:
-            error = float(np.abs(law.predict(sizes[ahead]) / scores[ahead] - 1).mean())
-            band = law.band(sizes[ahead])
-            covered = None if band is None else bool(((band[0] <= scores[ahead]) & (scores[ahead] <= band[1])).all())
-    if fall > drop * scores.max():
-        warnings.append(f"score: falls by {fall:.3g} with more pretraining data, they do not suit the task")
-    return Source(
-        verdict=verdict,
-        law=law,
-        error=error,
-        line_error=line_error,
-        covered=covered,
-        rank_correlation=rank,
-        drop=fall,
-        loss_falls=loss_falls,
-        warnings=tuple(warnings),
-    )
 
 
 Predictor = Callable[[Array, Array, Array, Array], ArrayLike]

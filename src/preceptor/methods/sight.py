@@ -6,12 +6,13 @@ Claim: the agreement of a model with people rises with that of people among them
 left to the model.
 Equation: kappa = (p_o - p_e) / (1 - p_e) on the comments that both rated, p_o = mean(y_a = y_b), p_e = sum_v P_a(v) P_b(v);
     human-human HH_c = kappa(H1, H2), human-model HM_c = (kappa(H1, M) + kappa(H2, M)) / 2;
-    category c is scaled only where HH_c >= 0.7 and HM_c >= 0.7 times the lower end of HH_c's 95 % interval.
-The work is done by `preceptor.education`: `rubric`, `annotate`, `agreement` and `reliability`; ``preceptor annotate`` runs it.
+    category c is scaled only where HH_c >= 0.7 and HM_c >= 0.7 times the lower end of HH_c's 95 % interval;
+    a student of the model's labels weighs category c with max(HM_c, 0).
+The work is done by `preceptor.education`: `rubric`, `annotate`, `reliability` and `label_student`; ``preceptor annotate`` runs it.
 Deviations from the released code (rosewang2008/sight): raters are joined on the comment's id, where it goes by the order of rows; a missing
 label of the model is missing everywhere, where it counts as 0 in the charts; an answer that is neither true nor false is asked for twice
 more with a complaint, where it is asked for once more; a final full stop or quotes around the word are taken. Polarity is part of the
-rubric. The gate is the card's: the paper has no number for it.
+rubric, and a category may have levels, with weighted kappas. The gate and the student are not the paper's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import numpy as np
 
 from preceptor.core.types import Card
 from preceptor.education.agreement import agreement
-from preceptor.education.reliability import Reliability, regression, reliability
+from preceptor.education.label_student import LabelStudent, agreement_weights
+from preceptor.education.reliability import Reliability, regression, reliabilities, reliability
+from preceptor.education.rubric import Category, Rubric
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
 
@@ -40,6 +43,7 @@ CARD = Card(
 )
 
 _SAMPLE, _CATEGORIES, _FEATURES = 289, 9, 6
+_TAUGHT, _WIDTH = 300, 100  # comments that a student learns from, and their features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,10 @@ def miniature(seed: int, size: Size) -> Miniature:
     model then labels more comments: all categories, or in ``sight`` those that pass the gate, where ``all`` has the same model without one.
     Of what was scaled, ``kappa`` is that of the labels with the truth, ``student`` that of a linear student on fresh comments who learned
     from these labels; ``categories`` counts them.
+
+    Last, one student of all categories learns from few labels of the model. In ``sight`` each category counts with the kappa of people and
+    model on the sample, in the other arms all alike, with the mean of these kappas in ``all``. ``distilled`` is the student's mean kappa
+    with the truth on fresh comments, ``labels`` that of the labels that it learned from.
     """
     generator = np.random.default_rng(seed)
     more, draws = (4000, 200) if size == "full" else (400, 50)
@@ -96,12 +104,15 @@ def miniature(seed: int, size: Size) -> Miniature:
             for c in range(_CATEGORIES)
         ]
         passed = [c for c, one in enumerate(found) if one.gate == "scale"] if arm == "sight" else list(range(_CATEGORIES))
-        arms[arm] = _measured(found, large, passed, own)
+        fresh, updates = (1000, 200) if size == "full" else (100, 20)
+        learned = _distilled(np.random.default_rng((seed, 2)), ambiguity, rates, prevalence, fresh, updates, weighted=arm == "sight")
+        arms[arm] = {**_measured(found, large, passed, own), **learned}
     claims = (
         ("the model's agreement rises with people's", "untrained", "correlation"),
         ("it does so where the same categories are hard for both", "elsewhere", "correlation"),
         ("labels that pass the gate are closer to the truth", "all", "kappa"),
         ("so are students who learn from them", "all", "student"),
+        ("students learn better where categories count with the model's agreement", "all", "distilled"),
     )
     return Miniature(
         arms=arms,
@@ -127,6 +138,41 @@ def _measured(found: list[Reliability], large: Raters, passed: list[int], genera
         "student": float(np.mean(students)) if passed else 0.0,
         "categories": float(len(passed)),
     }
+
+
+def _distilled(
+    generator: np.random.Generator,
+    ambiguity: np.ndarray,
+    rates: np.ndarray,
+    prevalence: np.ndarray,
+    fresh: int,
+    updates: int,
+    *,
+    weighted: bool,
+) -> dict[str, float]:
+    """Mean kappas with the truth of a student of a model's labels, and of the labels."""
+    sample, taught, asked = (
+        shared_ambiguity(generator, count, ambiguity, model=rates, prevalence=prevalence) for count in (_SAMPLE, _TAUGHT, fresh)
+    )
+    rubric = Rubric(categories=tuple(Category(name=str(c), statement="made up") for c in range(_CATEGORIES)))
+    found = reliabilities({"H1": sample.first, "H2": sample.second}, sample.model, rubric, draws=0)
+    directions = 0.5 * generator.normal(size=(_CATEGORIES, _WIDTH))
+    truth = np.concatenate([taught.truth, asked.truth])
+    features = truth @ directions + generator.normal(size=(len(truth), _WIDTH))
+    names = [str(row) for row in range(len(truth))]  # of comments that have features and no text
+
+    weights = agreement_weights(found)
+    if not weighted:
+        weights = np.full(_CATEGORIES, weights.mean())
+    student = LabelStudent(embed=lambda texts: features[[int(name) for name in texts]], steps=updates)
+    student.fit(names[:_TAUGHT], taught.model, counts=[2] * _CATEGORIES, weights=weights.tolist())
+    return {"distilled": _kappa(asked.truth, student.predict(names[_TAUGHT:])), "labels": _kappa(taught.truth, taught.model)}
+
+
+def _kappa(truth: np.ndarray, said: np.ndarray) -> float:
+    """Mean over categories; one that is always said or never counts 0."""
+    values = [agreement(truth[:, c], said[:, c], categories=2, draws=0).kappa.value for c in range(truth.shape[1])]
+    return float(np.nan_to_num(values).mean())
 
 
 def _student(truth: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> float:

@@ -6,9 +6,10 @@ and season where activity declines, and the learner's own week where a value is 
 Equation: for warping D_ij = (a_i - b_j)^2 + min(D_{i-1,j}, D_{i,j-1}, D_{i-1,j-1}); for forecasts additive Holt-Winters, forecast_k =
 l_T + k b_T + s; for anomalies z = (x_t - median of the student's same weekday) / sqrt(median + 1).
 The parts are in `preceptor.education`: ``panel`` (series on one grid, with a mask; rolling origins), ``dtw``, ``forecasting``,
-``trajectories`` (classes, clusters, anomalies, change points).
-Deviations: none from a method, the design is our own. Holt-Winters chooses each student's parameters from a small grid, all students at
-once. There is no neural model: on a few hundred short series these baselines are the ones to beat.
+``trajectories`` (classes), ``partitions`` (clusters, how many), ``anomalies`` (also change points), ``series_networks`` (GRU and temporal
+convolutions for classes and forecasts), ``series_scores`` and ``early_warning`` (what each is worth, per group and over time).
+Deviations: none from a method, the design is our own. Smoothing chooses each student's parameters from a small grid, all students at
+once. The miniature has no network: on a few hundred short series these baselines are the ones to beat.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Literal
 import numpy as np
 
 from preceptor.core.types import Card
+from preceptor.education.anomalies import Detector, detect
 from preceptor.education.forecasting import Forecaster, forecast, mase
-from preceptor.education.panel import Panel, synthetic_panel
+from preceptor.education.panel import synthetic_panel
+from preceptor.education.partitions import Metric, adjusted_rand, cluster
 from preceptor.education.scores import auc
-from preceptor.education.trajectories import Classifier, Detector, Metric, classify, cluster, detect
+from preceptor.education.trajectories import Classifier, classify
 from preceptor.miniature.claim import Claim
 from preceptor.miniature.run import Miniature, Size
 
@@ -43,28 +46,6 @@ _HORIZON, _PERIOD = 14, 7
 Plan = tuple[Classifier, Metric, Forecaster, Detector]
 
 
-def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement of two partitions of n items, 1 for the same one and about 0 by chance (Hubert and Arabie 1985)."""
-    table = np.zeros((int(first.max()) + 1, int(second.max()) + 1))
-    np.add.at(table, (first, second), 1)
-
-    def pairs(counts: np.ndarray) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    both, rows, columns, total = pairs(table), pairs(table.sum(1)), pairs(table.sum(0)), pairs(np.array([float(len(first))]))
-    chance = rows * columns / total if total else 0.0
-    largest = (rows + columns) / 2
-    return (both - chance) / (largest - chance) if largest != chance else 1.0
-
-
-def split_panel(panel: Panel, count: int) -> tuple[Panel, Panel]:
-    """The first ``count`` students, and the others; for panels with labels (U,)."""
-    assert panel.labels is not None
-    return tuple(
-        Panel(values=panel.values[rows], mask=panel.mask[rows], labels=panel.labels[rows]) for rows in (slice(0, count), slice(count, None))
-    )  # pyright: ignore[reportReturnType]
-
-
 def miniature(seed: int, size: Size) -> Miniature:
     """Three shapes shifted by up to 5 of 24 steps, 30 students labelled; 84 days of counts, half of the students declining; odd weekends.
 
@@ -74,7 +55,7 @@ def miniature(seed: int, size: Size) -> Miniature:
     students = 150 if size == "full" else 20
     labelled = 30 if size == "full" else 10
     shapes = synthetic_panel("archetypes", seed, students=labelled + students)
-    known, others = split_panel(shapes, labelled)
+    known, others = shapes.take(slice(labelled)), shapes.take(slice(labelled, None))
     activity = synthetic_panel("activity", seed, students=students)
     odd = synthetic_panel("anomalies", seed, students=students)
     past = activity.first(activity.values.shape[1] - _HORIZON)

@@ -58,6 +58,10 @@ class Answers:
     scores: tuple[int, ...]
     messages: tuple[str, ...]
 
+    def first(self, count: int) -> Answers:
+        """The first ones."""
+        return Answers(texts=self.texts[:count], quality=self.quality[:count], scores=self.scores[:count], messages=self.messages[:count])
+
 
 def ratio_answers(generator: np.random.Generator, count: int, *, dropped: float = 0.15, off: float = 0.25) -> Answers:
     """Draw answers.

@@ -14,20 +14,39 @@ import numpy as np
 
 from preceptor.core.files import write_whole
 from preceptor.education.agreement import MISSING
-from preceptor.education.annotate import Annotation, Comments
-from preceptor.education.reliability import Line, Reliability, regression, reliability
-from preceptor.education.rubric import Rubric
+from preceptor.education.annotate import Annotation
+from preceptor.education.comments import Comments
+from preceptor.education.label_student import Distilled
+from preceptor.education.reliability import Line, Reliability, regression
+from preceptor.education.rubric import Category, Rubric
+from preceptor.report.annotation_parts import (
+    SHOWN,
+    TONES,
+    agreement,
+    counts,
+    figures,
+    gallery,
+    labels,
+    missing,
+    pairs,
+    student,
+    with_interval,
+)
 from preceptor.report.frame import frame
 from preceptor.report.numbers import join
-from preceptor.report.sheet import between, charts, chip, escape, facts, figure, money, now, number, table
-from preceptor.report.svg import GREY, INK, SERIES, svg_axes
-
-TONES = {"scale": "good", "do not scale": "bad", "undetermined": "calm"}
-SHOWN = 12  # comments that are shown in full, of the disagreements and of the failures
+from preceptor.report.sheet import charts, escape, facts, money, now, number
 
 
 def annotation_result(
-    comments: Comments, rubric: Rubric, annotation: Annotation, *, model: str, style: str, draws: int = 1000, seed: int = 0
+    comments: Comments,
+    rubric: Rubric,
+    annotation: Annotation,
+    found: Sequence[Reliability | None],
+    *,
+    model: str,
+    style: str,
+    draws: int = 1000,
+    student: Distilled | None = None,
 ) -> dict[str, Any]:
     """Everything that the page says.
 
@@ -35,27 +54,29 @@ def annotation_result(
         comments: N texts with people's labels, if any.
         rubric: C categories.
         annotation: of ``comments``.
+        found: agreement with people in each category.
         model: who labelled.
         style: of the prompts.
         draws: of the bootstrap.
-        seed: of the draws.
+        student: who learned from the labels.
     """
     categories, points = [], []
-    for place, category in enumerate(rubric.categories):
+    for place, (category, rated) in enumerate(zip(rubric.categories, found, strict=True)):
         labels = annotation.labels[:, place]
         people = {name: given[:, place] for name, given in comments.people.items() if (given[:, place] != MISSING).any()}
-        found = reliability(people, labels, draws=draws, seed=seed) if people else None
-        if found:
-            points += [(category.name, name, found.human_human.value, one.kappa.value) for name, one in found.model.items()]
+        if rated:
+            points += [(category.name, name, rated.human_human.value, one.kappa.value) for name, one in rated.model.items()]
         categories.append(
             {
                 "name": category.name,
                 "statement": category.statement,
                 "version": rubric.version(category, style),
                 "labelled": int((labels != MISSING).sum()),
-                "positive": int((labels == 1).sum()),
-                "people": {name: float((given == 1).sum() / (given != MISSING).sum()) for name, given in people.items()},
-                "reliability": None if found is None else _plain(found),
+                "positive": int((labels >= 1).sum()),
+                "levels": {level: int((labels == code).sum()) for code, level in enumerate(category.levels)},
+                "weights": category.weights if category.levels else "",
+                "people": {name: float((given >= 1).sum() / (given != MISSING).sum()) for name, given in people.items()},
+                "reliability": None if rated is None else _plain(rated),
             }
         )
     tries = [len(one) for row in annotation.answers for one in row]
@@ -77,29 +98,43 @@ def annotation_result(
         "failures": _failures(comments, rubric, annotation),
         "disagreements": _disagreements(comments, rubric, annotation),
         "bootstrap": draws,
+        "student": None if student is None else _student_result(rubric, student),
     }
 
 
-def write_annotation(result: Mapping[str, Any], comments: Comments, annotation: Annotation, out: Path) -> Path:
+def write_annotation(result: Mapping[str, Any], comments: Comments, rubric: Rubric, annotation: Annotation, out: Path) -> Path:
     """Write ``labels.csv`` into a folder, a column for each category with the version of its prompt, and the page ``report.html``."""
+    versions = [f"{one['name']}@{one['version']}" for one in result["categories"]]
+    write_labels(out / "labels.csv", versions, comments.ids, rubric, annotation.labels)
+    return write_whole(out / "report.html", render(result))
+
+
+def write_labels(path: Path, columns: Sequence[str], ids: Sequence[str], rubric: Rubric, labels: np.ndarray) -> Path:
+    """Write a CSV file with an id and C columns: 0 and 1, or the words of the levels; nothing for a missing label."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", *(f"{one['name']}@{one['version']}" for one in result["categories"])])
-    for key, row in zip(comments.ids, annotation.labels.tolist(), strict=True):
-        writer.writerow([key, *("" if value == MISSING else value for value in row)])
-    write_whole(out / "labels.csv", text.getvalue())
-    return write_whole(out / "report.html", render(result))
+    writer.writerow(["id", *columns])
+    for key, row in zip(ids, labels.tolist(), strict=True):
+        cells = zip(rubric.categories, row, strict=True)
+        writer.writerow([key, *("" if code == MISSING else category.labels[code] for category, code in cells)])
+    return write_whole(path, text.getvalue())
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """What a terminal shows."""
     for one in result["categories"]:
-        found, words = one["reliability"], f"{one['positive']} of {one['labelled']} labelled comments"
+        found, words = one["reliability"], f"{counts(one) or one['positive']} of {one['labelled']} labelled comments"
         if found:
             kappas = [f"people {number(found['human_human']['value'], '.3f')}"] * bool(found["people"])
-            kappas.append(f"people and model {_with_interval(found['human_model'])}")
+            kappas.append(f"people and model {with_interval(found['human_model'])}")
             words += f"; kappa {', '.join(kappas)}: {found['gate']} ({found['reason']})"
         yield f"{one['name']}: {words}"
+    for one in (result["student"] or {"categories": []})["categories"]:
+        if one["weight"] == 0:
+            yield f"student, {one['name']}: not learned, nothing shows that the model agrees with people"
+        elif one["reliability"]:
+            kappa = with_interval(one["reliability"]["human_model"])
+            yield f"student, {one['name']}: weight {one['weight']:.3f}; kappa with people {kappa}"
     missing = len(result["failures"])
     if missing:
         yield f"without a label: {missing} of {result['questions']}"
@@ -118,6 +153,14 @@ def render(result: Mapping[str, Any]) -> str:
         sections=_sections(result),
         created=result["created"],
     )
+
+
+def _student_result(rubric: Rubric, student: Distilled) -> dict[str, Any]:
+    rows = zip(rubric.names, student.weights.tolist(), student.reliability, strict=True)
+    return {
+        "learned_from": student.learned_from,
+        "categories": [{"name": name, "weight": weight, "reliability": None if one is None else _plain(one)} for name, weight, one in rows],
+    }
 
 
 def _plain(found: Reliability) -> dict[str, Any]:
@@ -142,19 +185,22 @@ def _failures(comments: Comments, rubric: Rubric, annotation: Annotation) -> lis
 def _disagreements(comments: Comments, rubric: Rubric, annotation: Annotation) -> list[dict[str, Any]]:
     """Comments on which all people agree and the model does not, by category in turn."""
     queues: list[list[dict[str, Any]]] = []
-    for place, name in enumerate(rubric.names):
+    for place, category in enumerate(rubric.categories):
         given = np.stack([labels[:, place] for labels in comments.people.values()], 1) if comments.people else np.zeros((0, 0))
         model = annotation.labels[:, place]
         rows = [
-            i
+            (i, said.pop())
             for i, row in enumerate(given)
             if len(said := set(row[row != MISSING].tolist())) == 1 and model[i] != MISSING and model[i] not in said
         ]
-        queues.append(
-            [{"id": comments.ids[i], "text": comments.texts[i][:400], "category": name, "model": int(model[i])} for i in rows[:SHOWN]]
-        )
+        queues.append([_disagreement(comments, category, i, people, int(model[i])) for i, people in rows[:SHOWN]])
     longest = max(map(len, queues), default=0)
     return [queue[i] for i in range(longest) for queue in queues if i < len(queue)][:SHOWN]
+
+
+def _disagreement(comments: Comments, category: Category, row: int, people: int, model: int) -> dict[str, Any]:
+    known = {"id": comments.ids[row], "text": comments.texts[row][:400], "category": category.name}
+    return {**known, "people": category.labels[people], "model": category.labels[model]}
 
 
 def _verdict(result: Mapping[str, Any]) -> tuple[str, str]:
@@ -187,12 +233,13 @@ def _tiles(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "Agreement", _agreement(result)
-    yield "Pictures", charts(list(_figures(result)))
-    yield "Labels", _labels(result)
-    yield "Where people agree and the model does not", _gallery(result)
-    yield "Without a label", _missing(result)
-    yield "Pairs of raters", _pairs(result)
+    yield "Agreement", agreement(result)
+    yield "Pictures", charts(list(figures(result)))
+    yield "Labels", labels(result)
+    yield "A student of these labels", student(result)
+    yield "Where people agree and the model does not", gallery(result)
+    yield "Without a label", missing(result)
+    yield "Pairs of raters", pairs(result)
     yield (
         "How this was made",
         facts(
@@ -205,120 +252,3 @@ def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             ]
         ),
     )
-
-
-def _agreement(result: Mapping[str, Any]) -> str:
-    rows = []
-    for one in result["categories"]:
-        found = one["reliability"]
-        if found:
-            gate = f"{chip(found['gate'], TONES[found['gate']])}<small>{escape(found['reason'])}</small>"
-            items = [pair["items"] for pair in found["model"].values()]
-            rows.append(
-                (
-                    escape(one["name"]),
-                    [_cell(found["human_human"]), _cell(found["human_model"]), str(max(items)), str(found["positives"]), gate],
-                )
-            )
-    head = ["Category", "Kappa of people", "Kappa of people and model", "Comments", "Fewest positives", "Gate"]
-    note = (
-        "Cohen's kappa, means over pairs, with 95 % intervals. The gate: people agree to 0.7, and the model to 0.7 times the lower end of"
-        " their interval. A model that agrees less where people agree less shares their difficulties; it need not understand."
-    )
-    return f"{table('Agreement', head, rows, words=['Gate'])}<p class=note>{note}</p>" if rows else ""
-
-
-def _cell(estimate: Mapping[str, float]) -> str:
-    return between(estimate["value"], estimate["low"], estimate["high"], ".3f")
-
-
-def _figures(result: Mapping[str, Any]) -> Iterator[str]:
-    rated = [one for one in result["categories"] if one["reliability"]]
-    if rated:
-        with svg_axes("Kappas", height=max(2.2, 0.42 * len(rated) + 1)) as (axes, svg):
-            for offset, colour, marker, key in ((0.14, GREY, "X", "human_human"), (-0.14, SERIES[0], "o", "human_model")):
-                for place, one in enumerate(reversed(rated)):
-                    found = one["reliability"][key]
-                    if math.isfinite(found["value"]):
-                        axes.plot(found["value"], place + offset, color=colour, marker=marker, linestyle="none")
-                        if math.isfinite(found["low"]):
-                            axes.plot([found["low"], found["high"]], [place + offset] * 2, color=colour, linewidth=1.6)
-            axes.axvline(0, color=INK, linewidth=0.8)
-            axes.set_yticks(range(len(rated)), [one["name"] for one in reversed(rated)])
-            axes.set(xlabel="Kappa", ylim=(-0.6, len(rated) - 0.4))
-            axes.set_xlim(right=1.02)
-        yield figure("Agreement by category", svg[0], "Crosses: two people. Dots: people and model. Lines: 95 % intervals.")
-    points = [(one["people"], one["model"]) for one in result["points"] if math.isfinite(one["people"]) and math.isfinite(one["model"])]
-    if len(points) > 2:
-        line = result["line"]
-        with svg_axes("Kappas against each other", height=3.0) as (axes, svg):
-            x = np.array([one for one, _ in points])
-            axes.plot(x, [one for _, one in points], color=SERIES[0], marker="o", linestyle="none")
-            ends = np.array([x.min(), x.max()])
-            if math.isfinite(line["slope"]):
-                axes.plot(ends, line["intercept"] + line["slope"] * ends, color=INK, linewidth=1.2, linestyle="--")
-            axes.set(xlabel="Kappa of people", ylabel="Kappa of a person and the model")
-        words = (
-            f"One dot per person and category; the line has slope {number(line['slope'], '.2f')}, r = {number(line['correlation'], '.2f')}."
-        )
-        yield figure("Does the model agree where people do?", svg[0], words)
-    with svg_axes("Share of positives", height=max(2.2, 0.42 * len(result["categories"]) + 1)) as (axes, svg):
-        for place, one in enumerate(reversed(result["categories"])):
-            if one["labelled"]:
-                axes.barh(place, 100 * one["positive"] / one["labelled"], color=SERIES[0], alpha=0.55, height=0.6)
-            axes.plot(
-                [100 * share for share in one["people"].values()], [place] * len(one["people"]), color=GREY, marker="X", linestyle="none"
-            )
-        axes.set_yticks(range(len(result["categories"])), [one["name"] for one in reversed(result["categories"])])
-        axes.set_xlabel("Comments with the label (%)")
-        axes.set_xlim(left=0)
-    yield figure("How common each category is", svg[0], "Bars: the model, of what it labelled." + " Crosses: people." * bool(rated))
-
-
-def _labels(result: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            escape(one["name"]),
-            [escape(one["statement"]), str(one["positive"]), str(one["labelled"]), f"<small>{escape(one['version'])}</small>"],
-        )
-        for one in result["categories"]
-    ]
-    return table("Labels", ["Category", "Statement", "True", "Labelled", "Prompt"], rows, words=["Statement", "Prompt"])
-
-
-def _gallery(result: Mapping[str, Any]) -> str:
-    items = "".join(
-        f"<li><b>{escape(one['category'])}</b>{escape(one['text'])}<small>people {1 - one['model']}, model {one['model']};"
-        f" id {escape(one['id'])}</small></li>"
-        for one in result["disagreements"]
-    )
-    return f'<ul class="gallery">{items}</ul>' if items else ""
-
-
-def _missing(result: Mapping[str, Any]) -> str:
-    rows = [(escape(one["id"]), [escape(one["category"]), escape(one["why"])]) for one in result["failures"][:SHOWN]]
-    more = len(result["failures"]) - len(rows)
-    note = f"<p class=note>And {more} more, see result.json.</p>" if more else ""
-    return table("Without a label", ["Comment", "Category", "Why"], rows, words=["Category", "Why"]) + note if rows else ""
-
-
-def _pairs(result: Mapping[str, Any]) -> str:
-    rows = []
-    for one in result["categories"]:
-        found = one["reliability"]
-        if found:
-            named = {**found["people"], **{f"{person} and model": pair for person, pair in found["model"].items()}}
-            for place, (names, pair) in enumerate(named.items()):
-                shares = ", ".join(f"{100 * share[1]:.1f} %" for share in pair["shares"])
-                cells = [escape(names), _cell(pair["kappa"]), number(pair["observed"], ".3f"), number(pair["pabak"], ".3f")]
-                rows.append((escape(one["name"]) if place == 0 else "", [*cells, str(pair["items"]), shares]))
-    head = ["Category", "Raters", "Kappa", "Equal labels", "PABAK", "Comments", "Positives"]
-    note = "PABAK is what kappa would be if both categories were equally common; where the two differ much, the category is rare."
-    whole = f"{table('Pairs', head, rows, words=['Raters'])}<p class=note>{note}</p>" if rows else ""
-    return f"<details><summary>Show all pairs</summary>{whole}</details>" if whole else ""
-
-
-def _with_interval(estimate: Mapping[str, float]) -> str:
-    if not math.isfinite(estimate["low"]):
-        return number(estimate["value"], ".3f")
-    return f"{number(estimate['value'], '.3f')} ({number(estimate['low'], '.3f')} to {number(estimate['high'], '.3f')})"

@@ -5,24 +5,32 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from preceptor.core.files import write_whole
 from preceptor.education.frontier import Steps, frontier, hypervolume, progress, steps
 from preceptor.education.multiple_choice import LETTERS, NONE, Item, Sitting, right, shifts
 from preceptor.education.prices import Basis, Offer, offer_of
-from preceptor.education.scoring import OVERALL, compare_sittings, letters, score
+from preceptor.education.scoring import OVERALL, Group, compare_sittings, letters, score
 from preceptor.miniature.claim import holm
 from preceptor.report.frame import frame
 from preceptor.report.numbers import join
-from preceptor.report.pedagogy_charts import COSTS, figures
-from preceptor.report.sheet import between, charts, chip, escape, facts, money, now, number, table
+from preceptor.report.pedagogy_charts import cost_text, figures
+from preceptor.report.pedagogy_tables import BAD, accuracy, costs, over_time, pairs
+from preceptor.report.sheet import charts, escape, facts, money, now, number
 
-BAD = 5.0  # percent of badly formatted answers from which the paper leaves a model out
+GROUP_NAMES: Mapping[Group, tuple[str, str]] = {
+    "category": ("category", "categories"),
+    "age_group": ("age group", "age groups"),
+    "year": ("year", "years"),
+}
 
 
 def pedagogy_result(
@@ -33,9 +41,11 @@ def pedagogy_result(
     order: str,
     parsing: str,
     shots: int,
+    by: Group = "category",
     offers: Sequence[Offer] = (),
     basis: Basis = "input",
     at_cost: float = 0.1,
+    at_accuracy: float | None = None,
     max_bad: float | None = None,
     left_out: int = 0,
     draws: int = 10000,
@@ -50,15 +60,17 @@ def pedagogy_result(
         order: of the options.
         parsing: of the answers.
         shots: solved examples in each prompt, at most.
+        by: what groups the items.
         offers: prices, dates, and accuracies of models measured elsewhere.
         basis: what the frontier takes for cost.
         at_cost: where the frontier is followed over time.
+        at_accuracy: percent whose least cost is followed over time.
         max_bad: percent of badly formatted answers from which a model stays out of the frontier; None: none does.
         left_out: items without an answer in the file.
         draws: of the bootstrap of a pair.
         seed: of the draws.
     """
-    models = [_model(items, sitting, offer_of(sitting.model, offers), basis) for sitting in sittings]
+    models = [_model(items, sitting, offer_of(sitting.model, offers), basis, by) for sitting in sittings]
     models.sort(key=lambda one: -one["scores"][OVERALL]["accuracy"])
     pairs = [
         {"first": a.model, "second": b.model, **asdict(compare_sittings(items, a, b, draws=draws, seed=seed))}
@@ -90,6 +102,7 @@ def pedagogy_result(
         for one in models
         if one["scores"][OVERALL]["bad"] >= BAD
     ]
+    warnings += filter(None, (_later(one, items) for one in models))
     return {
         "kind": "pedagogy",
         "title": f"{len(items)} multiple-choice items, {len(models)} {'model' if len(models) == 1 else 'models'}",
@@ -98,13 +111,14 @@ def pedagogy_result(
         "order": order,
         "parsing": parsing,
         "shots": shots,
+        "by": by,
         "items": len(items),
         "categories": [name for name in models[0]["scores"] if name != OVERALL],
         "expected_letters": _expected(items, order),
         "models": models,
         "pairs": pairs,
         "basis": basis,
-        **_front(points, at_cost),
+        **_front(points, at_cost, at_accuracy),
         "warnings": warnings,
     }
 
@@ -133,10 +147,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{one['name']}: {total['accuracy']:.1f} % ({total['low']:.1f} to {total['high']:.1f}), {total['bad']:.1f} % badly formatted,"
             f" chance {total['chance']:.1f} %, cost {money(one['spent'])}"
         )
+        if result["order"] == "given" and not math.isnan(total["balanced"]):
+            yield f"{one['name']}: {total['balanced']:.1f} % if every letter were right equally often"
     for pair in result["pairs"]:
         yield f"{pair['first']} - {pair['second']}: {_points(pair)}, p = {pair['p_value']:.2g} (Holm {pair['p_holm']:.2g})"
     for step in result["frontier"]:
-        yield f"on the frontier: {step['name']}, {step['accuracy']:.1f} % for {money(step['cost'])}"
+        yield f"on the frontier: {step['name']}, {step['accuracy']:.1f} % for {cost_text(result['basis'], step['cost'])}"
     for warning in result["warnings"]:
         yield f"warning: {warning}"
 
@@ -155,13 +171,14 @@ def render(result: Mapping[str, Any]) -> str:
     )
 
 
-def _model(items: Sequence[Item], sitting: Sitting, offer: Offer, basis: Basis) -> dict[str, Any]:
+def _model(items: Sequence[Item], sitting: Sitting, offer: Offer, basis: Basis, by: Group) -> dict[str, Any]:
     answers = [answer for row in sitting.answers for answer in row]
     spent = sum(answer.cost for answer in answers)
     return {
         "name": sitting.model,
-        "scores": {name: asdict(one) for name, one in score(items, sitting).items()},
+        "scores": {name: asdict(one) for name, one in score(items, sitting, by=by).items()},
         "letters": letters(sitting),
+        "letter_prior": _prior(sitting),
         "spent": spent,
         "tokens": sum(answer.prompt_tokens + answer.completion_tokens for answer in answers),
         "failed": sum(bool(answer.failed) for answer in answers),
@@ -169,6 +186,22 @@ def _model(items: Sequence[Item], sitting: Sitting, offer: Offer, basis: Basis) 
         "released": offer.released,
         "parameters": offer.parameters,
     }
+
+
+def _prior(sitting: Sitting) -> dict[str, float]:
+    """Mean over items of the probability of each letter that was taken off."""
+    longest = max(map(len, sitting.priors), default=0)
+    return {LETTERS[k]: float(np.mean([math.exp(prior[k]) for prior in sitting.priors if k < len(prior)])) for k in range(longest)}
+
+
+def _later(model: Mapping[str, Any], items: Sequence[Item]) -> str:
+    """A warning where a model came out after items were written: it may have read them."""
+    years = [int(found[0]) for item in items if (found := re.search(r"\b\d{4}\b", item.year))]
+    before = [year for year in years if model["released"] and year < int(model["released"][:4])]
+    if not before:
+        return ""
+    since = f"{min(before)}" if min(before) == max(before) else f"{min(before)} to {max(before)}"
+    return f"{model['name']} came out in {model['released']}, after {len(before)} of the items ({since}): it may have learned from them"
 
 
 def _expected(items: Sequence[Item], order: str) -> dict[str, float]:
@@ -181,7 +214,7 @@ def _expected(items: Sequence[Item], order: str) -> dict[str, float]:
     return {letter: times for letter, times in found.items() if times}
 
 
-def _front(points: list[dict[str, Any]], at_cost: float) -> dict[str, Any]:
+def _front(points: list[dict[str, Any]], at_cost: float, at_accuracy: float | None) -> dict[str, Any]:
     cost, accuracy = [point["cost"] for point in points], [point["accuracy"] for point in points]
     kept = [points[i] for i in frontier(cost, accuracy)]
     dated = progress(cost, accuracy, [point["released"] for point in points])
@@ -189,12 +222,14 @@ def _front(points: list[dict[str, Any]], at_cost: float) -> dict[str, Any]:
     low, high = (min(known), 10 * max(known)) if known else (0.01, 10.0)
 
     def at(date: str, found: Steps) -> dict[str, Any]:
-        return {"date": date, "value": found.value(at_cost), "area": hypervolume(found, low=low, high=high, base=0.0)}
+        price = math.nan if at_accuracy is None else found.price(at_accuracy)
+        return {"date": date, "value": found.value(at_cost), "price": price, "area": hypervolume(found, low=low, high=high, base=0.0)}
 
     return {
         "points": points,
         "frontier": kept,
         "at_cost": at_cost,
+        "at_accuracy": at_accuracy,
         "area": hypervolume(steps(cost, accuracy), low=low, high=high, base=0.0),
         "area_between": [low, high],
         "progress": [at(date, found) for date, found in dated],
@@ -229,75 +264,38 @@ def _tiles(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     total = result["models"][0]["scores"][OVERALL]
     yield f"{total['accuracy']:.1f} %", f"the best, {result['models'][0]['name']}; 95 % interval {total['low']:.1f} to {total['high']:.1f}"
     yield f"{total['chance']:.1f} %", "what guessing gets"
-    yield str(result["items"]), f"items in {len(result['categories']) or 1} categories"
+    groups = len(result["categories"]) or 1
+    yield str(result["items"]), f"items in {groups} {GROUP_NAMES[result['by']][groups > 1]}"
     questions = sum(sum(one["letters"].values()) for one in result["models"])
     yield f"{questions:,}", "questions asked" + (", options in every position" if result["order"] == "cyclic" else "")
     if result["frontier"]:
         cheap = [one for one in result["frontier"] if one["cost"] <= result["at_cost"]]
         if cheap:
-            yield f"{cheap[-1]['accuracy']:.1f} %", f"the best for at most {money(result['at_cost'])}: {cheap[-1]['name']}"
+            yield (
+                f"{cheap[-1]['accuracy']:.1f} %",
+                f"the best for at most {cost_text(result['basis'], result['at_cost'])}: {cheap[-1]['name']}",
+            )
 
 
 def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "What to know", "".join(f"<p>{escape(text[:1].upper() + text[1:])}.</p>" for text in result["warnings"])
-    yield "Accuracy", _accuracy(result)
+    yield "Accuracy", accuracy(result)
     yield "Pictures", charts(list(figures(result)))
-    yield "Is the difference real?", _pairs(result)
-    yield "What it costs", _costs(result)
+    yield "Is the difference real?", pairs(result)
+    yield "What it costs", costs(result)
+    yield "Over time", over_time(result)
     yield (
         "How this was made",
         facts(
             [
                 ("Items", result["source"]),
                 ("Options", "in the order of the file" if result["order"] == "given" else "in every cyclic order, averaged"),
-                ("Reading of answers", result["parsing"]),
+                (
+                    "Reading of answers",
+                    result["parsing"] + ", less a prior of the letters" * any(m["letter_prior"] for m in result["models"]),
+                ),
                 ("Solved examples", f"at most {result['shots']} of each category, held out" if result["shots"] else "none"),
                 ("Intervals", "Wilson, 95 %; of differences a bootstrap over items"),
             ]
         ),
     )
-
-
-def _accuracy(result: Mapping[str, Any]) -> str:
-    cyclic = result["order"] == "cyclic"
-    head = ["Model", "Overall", *["Spread over orders"] * cyclic, "Bad format", *result["categories"]]
-    rows = []
-    for one in result["models"]:
-        total = one["scores"][OVERALL]
-        cells = [between(total["accuracy"], total["low"], total["high"], ".1f")]
-        cells += [number(total["spread"], ".1f")] * cyclic
-        cells.append(number(total["bad"], ".1f") + (f" {chip('much', 'bad')}" if total["bad"] >= BAD else ""))
-        for name in result["categories"]:
-            part = one["scores"][name]
-            cells.append(between(part["accuracy"], part["low"], part["high"], ".1f"))
-        rows.append((escape(one["name"]), cells))
-    counts = ", ".join(f"{name} {result['models'][0]['scores'][name]['items']}" for name in result["categories"])
-    note = f"Percent right, with Wilson's 95 % interval; an answer without a letter is wrong. Items: {counts or result['items']}."
-    return f"{table('Accuracy', head, rows)}<p class=note>{escape(note)}</p>"
-
-
-def _pairs(result: Mapping[str, Any]) -> str:
-    rows = []
-    for pair in sorted(result["pairs"], key=lambda pair: pair["p_value"])[:60]:
-        cells = [between(pair["difference"], pair["low"], pair["high"], "+.1f"), f"{pair['better']} : {pair['worse']}"]
-        cells += [number(pair[key], ".3f") if pair[key] >= 0.001 else "&lt; 0.001" for key in ("p_value", "p_holm")]
-        cells.append(chip("differ", "good") if pair["p_holm"] <= 0.05 else chip("not told apart", "calm"))
-        rows.append((f"{escape(pair['first'])} − {escape(pair['second'])}", cells))
-    test = "McNemar's exact test" if result["order"] == "given" else "exact sign test over items"
-    note = f"Percentage points on the same items; better : worse counts the items where they differ; {test}, Holm over all pairs."
-    head = ["Models", "Difference", "Better : worse", "p", "p (Holm)", "Verdict"]
-    return f"{table('Pairs', head, rows, words=['Verdict'])}<p class=note>{note}</p>" if rows else ""
-
-
-def _costs(result: Mapping[str, Any]) -> str:
-    on = {point["name"] for point in result["frontier"]}
-    rows = []
-    for point in sorted(result["points"], key=lambda point: (math.isnan(point["cost"]), point["cost"])):
-        where = "" if point["here"] else "<small>measured elsewhere</small>"
-        cost = "–" if math.isnan(point["cost"]) else money(point["cost"])
-        mark = chip("on the frontier", "good") if point["name"] in on else ""
-        rows.append((escape(point["name"]) + where, [cost, number(point["accuracy"], ".1f"), escape(point["released"] or "–"), mark]))
-    spent = ", ".join(f"{one['name']} {money(one['spent'])} for {one['tokens']:,} tokens" for one in result["models"])
-    note = f"Spent here: {spent}. A model without a price is not on the frontier."
-    head = ["Model", COSTS[result["basis"]], "Right (%)", "Released", "Frontier"]
-    return f"{table('Costs', head, rows, words=['Frontier'])}<p class=note>{escape(note)}</p>"

@@ -15,8 +15,14 @@ COSTS = {
     "input": "Price per million tokens read",
     "blend": "Price per million tokens, 80 % read and 20 % written",
     "run": "Cost of this test",
+    "parameters": "Parameters",
 }
 """What the frontier may take for cost."""
+
+
+def cost_text(basis: str, value: float) -> str:
+    """A cost in words: money, or a number of parameters."""
+    return f"{count(value)} parameters" if basis == "parameters" else money(value)
 
 
 def figures(result: Mapping[str, Any]) -> Iterator[str]:
@@ -88,7 +94,11 @@ def _over_time(result: Mapping[str, Any]) -> str:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}" if value % 1 < 1e-6 else "")
         axes.set_xticks(range(math.floor(at[0]), math.ceil(at[-1]) + 1))
         axes.set(xlabel="Released by (start of year)", ylabel="Best (%)", xlim=(at[0] - 0.1, at[-1] + 0.1))
-    return figure("The frontier over time", svg[0], f"The best accuracy for at most {money(result['at_cost'])}, of the models out by then.")
+    return figure(
+        "The frontier over time",
+        svg[0],
+        f"The best accuracy for at most {cost_text(result['basis'], result['at_cost'])}, of the models out by then.",
+    )
 
 
 def _year(date: str) -> float:

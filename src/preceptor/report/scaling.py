@@ -29,12 +29,14 @@ FORMULAS = {
     "product": "loss = {E} + {A} Ne^-{p_e} Nd^-{p_d}",
     "log": "score = ({alpha} log D + {log_A})^{beta}",
 }
+SIZES = ("N", "D", "C", "Ne", "Nd", "budget")
 NEVER = "never: at or below the irreducible loss"
 RIVALS = {
     "law": "this law, robust fit",
     "least squares": "this law, least squares",
     "line": "straight line",
     "last": "the largest run kept",
+    "total": "a law in Ne + Nd alone",
 }
 
 
@@ -132,13 +134,14 @@ def _answers(result: Mapping[str, Any]) -> str:
             rows.append((f"{_escape(answer['question'])}{mark}" if place == 0 else "", cells))
     if not rows:
         return ""
-    note = "A projection more than ten times beyond the largest run is bold: a change of 5 % in an exponent moves it far."
-    return _table("Answers", ["Question", "Quantity", "Answer", "95 % interval"], rows) + f"<p class=note>{note}</p>"
+    note = "<p class=note>A bold projection is more than ten times beyond the largest run: 5 % more of an exponent moves it far.</p>"
+    table = _table("Answers", ["Question", "Quantity", "Answer", "95 % interval"], rows)
+    return table + note * any(answer["bold"] for answer in result["answers"])
 
 
 def _parameters(result: Mapping[str, Any]) -> str:
     rows = [
-        (_escape(name), [_escape(MEANINGS.get(name, "exponent")), _value(entry["value"]), _escape(_between("", entry) or "–")])
+        (_escape(name), [_escape(MEANINGS.get(name, "exponent")), _value(entry["value"]), _escape(_between(name, entry) or "–")])
         for name, entry in result["parameters"].items()
     ]
     return _table("Parameters", ["Parameter", "Meaning", "Value", "95 % interval"], rows)
@@ -207,12 +210,12 @@ def _numbers(values: Sequence[Any]) -> np.ndarray:
 def _value(value: object) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:.4g}".replace("e+0", "e").replace("e+", "e") if isinstance(value, float) else "?"
+    return f"{value:.4g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-") if isinstance(value, float) else "?"
 
 
 def _quantity(name: str, value: object) -> str:
-    """A size with a prefix, compute in FLOP, a loss as it is."""
-    if not isinstance(value, float) or name in ("loss", "score", ""):
+    """A size with a prefix, compute in FLOP, anything else as it is."""
+    if not isinstance(value, float) or name not in SIZES:
         return _value(value)
     if name == "C" or value >= 1e15:
         return f"{value:.3g}".replace("e+", "e") + (" FLOP" if name == "C" else "")
@@ -226,9 +229,8 @@ def _between(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _with_interval(name: str, entry: Mapping[str, Any]) -> str:
-    named = name if name in ("N", "D", "C", "Ne", "Nd", "budget") else ""
-    between = _between(named, entry)
-    return _quantity(named, entry["value"]) + (f" ({between})" if between else "")
+    between = _between(name, entry)
+    return _quantity(name, entry["value"]) + (f" ({between})" if between else "")
 
 
 def _powers(text: str) -> str:

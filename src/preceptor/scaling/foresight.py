@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from preceptor.scaling.fitting import fit
-from preceptor.scaling.forms import Array, Form
+from preceptor.scaling.forms import POWER_CONSTANT, Array, Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class Foresight:
     Attributes:
         held: rows that were held out.
         mean: rival -> mean error; ``law`` is the law itself, ``least squares`` the same law by least squares of log residuals, ``line`` a
-            straight line (of log loss on log x, or for a law of scores of the score on log x), ``last`` the value of the largest run kept.
+            straight line (of log loss on log x, or for a law of scores of the score on log x), ``last`` the value of the largest run kept;
+            for the law product also ``total``, a law in Ne + Nd alone.
         largest: rival -> largest error.
     """
 
@@ -61,6 +62,10 @@ def foresight(form: Form, x: ArrayLike, y: ArrayLike, *, share: float = 0.2, **o
         "line": straight_line(points[kept], values[kept], points[~kept], of_scores=form.gains),
         "last": np.full(int((~kept).sum()), values[kept][largest].mean()),
     }
+    total = points.sum(1)
+    if form.name == "product" and np.ptp(total[kept]) > 0:
+        rival = fit(POWER_CONSTANT, total[kept], values[kept], **{key: value for key, value in options.items() if key != "bounds"})
+        predicted["total"] = rival.predict(total[~kept])
     errors = {name: np.abs(guess / values[~kept] - 1) for name, guess in predicted.items()}
     return Foresight(
         held=tuple(np.flatnonzero(~kept).tolist()),

@@ -26,6 +26,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "nll", "test loss"),
     "score": ("score", "accuracy", "bleu", "comet"),
     "sweep": ("sweep",),
+    "source": ("source", "mixture", "pretraining"),
 }
 """Quantity -> headings that are taken for it, whatever their case; underscores count as spaces."""
 
@@ -87,7 +88,11 @@ class Points:
 
     def strata(self) -> list[str] | None:
         """The sweep of each row, where the table has such a column."""
-        heading = self.heading("sweep")
+        return self.names("sweep")
+
+    def names(self, quantity: str) -> list[str] | None:
+        """A quantity that is no number, of all rows; None where the table has no such column."""
+        heading = self.heading(quantity)
         return None if heading is None else [str(cell) for cell in self.table[heading]]
 
 

@@ -1,4 +1,4 @@
-"""Who reacts to whom in a school of fish: the zones, the four published cases, and how a school starts.
+"""Who reacts to whom in a school of fish: the zones, the four published cases and a mill, and how a school starts.
 
 Couzin et al. 2002 (Journal of Theoretical Biology 218, 1-11) as in dewi-kadita, Herho et al. 2026 (arXiv:2602.07948). Lengths are in
 body lengths, times in units in which a fish at speed 1 swims one of them.
@@ -95,7 +95,7 @@ class Zones:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A published school: its zones, its size, and how it starts."""
+    """A school: its zones, its size, and how it starts."""
 
     zones: Zones
     agents: int
@@ -180,5 +180,25 @@ CASES: Mapping[str, Case] = {
         steps=1000,
         zones=Zones(box=35, speed=1.5, r_repulsion=1, r_orientation=12, r_attraction=20, max_turn=0.2, noise=0.05, blind_angle=20),
     ),
+    "mill": Case(
+        agents=100,
+        steps=2000,
+        ring=5.0,
+        zones=Zones(
+            box=40,
+            speed=3,
+            r_repulsion=1,
+            r_orientation=4,
+            r_attraction=15,
+            max_turn=0.07,
+            noise=0.03,
+            blind_angle=60,
+            turn="slerp",  # along the chord, fish turn too slowly to stay on the ring
+        ),
+    ),
 }
-"""The four cases of arXiv:2602.07948, as its code ships them. Its "torus" starts as a ring and does not stay one."""
+"""The four cases of arXiv:2602.07948, as its code ships them, and a mill of ours.
+
+The paper's "torus" starts as a ring and does not stay one. "mill" does: fast fish that turn slowly, after Couzin et al. 2002 (speed 3, 0.07
+radians a step). It wanders: measure it with the circular centroid.
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MIN_LETTERS = 3
@@ -25,13 +25,15 @@ class Clue:
         answer: as it is written, with accents and spaces.
         text: what the solver reads.
         source: the sentence that it was made from; "" where there is none.
-        score: of a verifier, in [0, 1]; 1 where none was asked.
+        score: of the verifiers, in [0, 1]; 1 where none was asked.
+        doubt: why a verifier rejects it; "" where none does.
     """
 
     answer: str
     text: str
     source: str = ""
     score: float = 1.0
+    doubt: str = ""
 
     @property
     def letters(self) -> str:
@@ -106,7 +108,9 @@ def why_not(clue: Clue, *, side: int) -> str:
 
 
 def keep_good(clues: Iterable[Clue], *, side: int) -> tuple[list[Clue], list[tuple[Clue, str]]]:
-    """Of each answer the clue with the highest score, the first of equal ones, that keeps the rules; no clue serves two answers.
+    """Of each answer the clue without a doubt and with the highest score, the first of equal ones, that keeps the rules.
+
+    No clue serves two answers.
 
     Args:
         clues: of any answers, several of one answer too.
@@ -118,10 +122,8 @@ def keep_good(clues: Iterable[Clue], *, side: int) -> tuple[list[Clue], list[tup
     best: dict[str, Clue] = {}
     dropped: list[tuple[Clue, str]] = []
     texts: dict[str, str] = {}
-    order: dict[str, int] = {}
     given = list(clues)
-    ranked: Sequence[Clue] = sorted(given, key=lambda clue: -clue.score)
-    for clue in ranked:
+    for clue in sorted(given, key=lambda clue: (bool(clue.doubt), -clue.score)):
         reason = why_not(clue, side=side)
         if reason:
             dropped.append((clue, reason))
@@ -133,8 +135,6 @@ def keep_good(clues: Iterable[Clue], *, side: int) -> tuple[list[Clue], list[tup
             dropped.append((clue, f"the clue of {texts[text]} too"))
             continue
         best[clue.letters], texts[text] = clue, clue.letters
-    for number, clue in enumerate(given):
-        if clue in best.values():
-            order.setdefault(clue.letters, number)
+    order = {clue: number for number, clue in reversed(list(enumerate(given)))}
     useless = {clue.answer for clue, _ in dropped} - {clue.answer for clue in best.values()}
-    return sorted(best.values(), key=lambda clue: order[clue.letters]), [(clue, why) for clue, why in dropped if clue.answer in useless]
+    return sorted(best.values(), key=order.__getitem__), [(clue, why) for clue, why in dropped if clue.answer in useless]

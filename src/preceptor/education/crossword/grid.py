@@ -37,7 +37,7 @@ def build_grid(
         size: cells of a side, or height and width, at least 2.
         preferred: words that should be in the grid: each is worth 10 / their number.
         restarts: tries at most; None: until the time is up.
-        rounds: repairs at most, of all tries together; None: no limit.
+        rounds: repairs at most, of all tries together; None: no limit. With ``restarts`` later tries are begun and not repaired.
         patience: a try ends after so many repairs in a row that gain nothing; 0 repairs nothing.
         seconds: time at most; a first grid is always made. The puzzle tells how far the search came.
         target_words: a grid with so many words and a fill of ``target_fill`` ends the search.
@@ -66,19 +66,20 @@ def build_grid(
 
     def over() -> bool:
         late = seconds is not None and time.perf_counter() - start >= seconds
-        return (
-            late or bool(caught) or (rounds is not None and repairs >= rounds) or _reached(best[1], usable, grid, target_words, target_fill)
-        )
+        return late or bool(caught) or _reached(best[1], usable, grid, target_words, target_fill)
+
+    def repaired() -> bool:
+        return rounds is not None and repairs >= rounds
 
     with deferred_signals() as caught:
-        while usable and (restarts is None or tries < restarts) and not (tries and over()):
+        while usable and (not tries or not (over() or (repaired() if restarts is None else tries >= restarts))):
             rng = random.Random(f"{seed} {tries}")
             tries += 1
             _begin(grid, rng, greedy)
             now, kept = grid.score(), grid.places
             best = max(best, (now, kept), key=lambda found: found[0])
             idle = 0
-            while idle < patience and len(kept) > 1 and not over():
+            while idle < patience and len(kept) > 1 and not repaired() and not over():
                 repairs += 1
                 grid.load(kept)
                 grid.load(grid.without_some(max(1, round(len(kept) / 4)), rng))

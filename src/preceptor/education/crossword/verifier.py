@@ -12,6 +12,7 @@ from pydantic import BaseModel, RootModel
 from preceptor.core.optional import require
 from preceptor.education.crossword.answers import Clue, normalize, words_of
 from preceptor.education.crossword.clues import Lang, check_lang
+from preceptor.education.open_answers import Embed
 from preceptor.teachers.chat import Chat, Settings
 
 Solver = Callable[[Sequence[tuple[str, int]], int], Sequence[Sequence[str]]]
@@ -32,23 +33,38 @@ class Guesses(RootModel[list[str]]):
 
 @dataclass(frozen=True, kw_only=True)
 class ClueVerifier:
-    """P(ok | clue, answer) = sigmoid(w . phi + b), phi five shares of common letters, standardised.
+    """P(ok | clue, answer) = sigmoid(w . phi + b), phi `features`, standardised.
 
     Attributes:
         weights, bias: w and b.
         centre, scale: of the features in training.
-        threshold: least score that is accepted.
+        embed: the encoder of its features; None: they are shares of letters alone.
+        threshold: least score that is accepted; infinite where no score reached the precision.
+        held: clues that the threshold was set on.
+        precision: the share of those accepted that are good; NaN where none is accepted.
+        recall: the share of the good ones that are accepted.
     """
 
     weights: tuple[float, ...]
     bias: float
     centre: tuple[float, ...]
     scale: tuple[float, ...]
-    threshold: float
+    embed: Embed | None = None
+    threshold: float = 0.5
+    held: int = 0
+    precision: float = float("nan")
+    recall: float = float("nan")
 
     @classmethod
     def fit(
-        cls, clues: Sequence[Clue], labels: Sequence[bool], *, precision: float = 0.9, share: float = 0.25, seed: int = 0
+        cls,
+        clues: Sequence[Clue],
+        labels: Sequence[bool],
+        *,
+        precision: float = 0.9,
+        share: float = 0.25,
+        seed: int = 0,
+        embed: Embed | None = None,
     ) -> ClueVerifier:
         """Learn from judged clues, and set the threshold on a part of the answers that was held out.
 
@@ -58,15 +74,18 @@ class ClueVerifier:
             precision: wanted of what is accepted, in (0, 1].
             share: of the answers, for the threshold, in (0, 1).
             seed: of that choice.
+            embed: texts to vectors, see `features`.
         Raises:
-            ValueError: lengths differ, or a part lacks one of the two labels.
+            ValueError: lengths differ, a number is out of its range, or a part lacks one of the two labels.
             ImportError: scikit-learn is missing.
         """
         if len(labels) != len(clues):
             raise ValueError(f"labels: expected {len(clues)} like clues, got {len(labels)}")
-        if not (0 < share < 1 and 0 < precision <= 1):
-            raise ValueError(f"share, precision: expected numbers in (0, 1), got {share} and {precision}")
-        x, y = features(clues), np.asarray(labels, dtype=bool)
+        if not 0 < share < 1:
+            raise ValueError(f"share: expected a number in (0, 1), got {share}")
+        if not 0 < precision <= 1:
+            raise ValueError(f"precision: expected a number in (0, 1], got {precision}")
+        x, y = features(clues, embed=embed), np.asarray(labels, dtype=bool)
         held = held_out(clues, share, seed=seed)
         for name, part in (("training", ~held), ("validation", held)):
             if len(set(y[part].tolist())) < 2:
@@ -79,24 +98,37 @@ class ClueVerifier:
             bias=float(model.intercept_[0]),
             centre=tuple(centre.tolist()),
             scale=tuple(scale.tolist()),
-            threshold=0.5,
+            embed=embed,
         )
-        return replace(made, threshold=threshold_for(made._scores(x[held]), y[held], precision))
+        scores, good = made._scores(x[held]), y[held]
+        threshold = threshold_for(scores, good, precision)
+        accepted = scores >= threshold
+        return replace(
+            made,
+            threshold=threshold,
+            held=len(good),
+            precision=float(good[accepted].mean()) if accepted.any() else float("nan"),
+            recall=float(accepted[good].mean()),
+        )
 
     def score(self, clues: Sequence[Clue]) -> list[float]:
         """P(ok) of each clue."""
-        return self._scores(features(clues)).tolist() if clues else []
+        return self._scores(features(clues, embed=self.embed)).tolist() if clues else []
 
     def _scores(self, x: np.ndarray) -> np.ndarray:
         z = (x - np.array(self.centre)) / np.array(self.scale) @ np.array(self.weights) + self.bias
         return 1 / (1 + np.exp(-z))
 
 
-def features(clues: Sequence[Clue]) -> np.ndarray:
-    """Shares of what answer and clue have in common, (N, 5), each in [0, 1].
+def features(clues: Sequence[Clue], *, embed: Embed | None = None) -> np.ndarray:
+    """Shares of what answer and clue have in common, (N, 5), each in [0, 1], and with an encoder (N, 6): the cosine of the two.
 
     Of the answer's runs of 2, 3 and 4 letters those that some word of the clue contains; its longest run in a word of the clue, by its
     length; of the clue's runs of 3 letters those that the answer contains.
+
+    Args:
+        clues: N.
+        embed: texts to vectors (N, D), such as `preceptor.education.open_answers.sentence_embedder`.
     """
     rows = np.zeros((len(clues), len(FEATURES)))
     for row, clue in zip(rows, clues, strict=True):
@@ -109,7 +141,11 @@ def features(clues: Sequence[Clue]) -> np.ndarray:
         )
         theirs = {gram for word in words for gram in grams(word, 3)}
         row[4] = len(theirs & grams(answer, 3)) / max(1, len(theirs))
-    return rows
+    if embed is None:
+        return rows
+    said, asked = embed([clue.answer.lower() for clue in clues]), embed([clue.text for clue in clues])
+    lengths = np.linalg.norm(said, axis=1) * np.linalg.norm(asked, axis=1)
+    return np.column_stack([rows, (said * asked).sum(1) / np.where(lengths > 0, lengths, 1)])
 
 
 def grams(word: str, n: int) -> set[str]:
@@ -126,17 +162,19 @@ def held_out(clues: Sequence[Clue], share: float, *, seed: int) -> np.ndarray:
 
 
 def threshold_for(scores: np.ndarray, labels: np.ndarray, precision: float) -> float:
-    """The least score above which at least ``precision`` of the clues are good; infinite where no score is enough.
+    """The least score above which at least ``precision`` of the clues are good, lowered halfway to the next; infinite where there is none.
 
     Args:
         scores: (N,).
         labels: (N,) bool.
     """
     order = np.argsort(-scores, kind="stable")
-    good = np.cumsum(labels[order]) / np.arange(1, len(order) + 1)
-    last = np.append(scores[order][1:] < scores[order][:-1], True)  # equal scores are accepted together
+    ranked, good = scores[order], np.cumsum(labels[order]) / np.arange(1, len(order) + 1)
+    last = np.append(ranked[1:] < ranked[:-1], True)  # equal scores are accepted together
     enough = np.flatnonzero((good >= precision) & last)
-    return float(scores[order][enough[-1]]) if len(enough) else float("inf")
+    if not len(enough):
+        return float("inf")
+    return float(ranked[enough[-1] : enough[-1] + 2].mean())
 
 
 def shuffled(clues: Sequence[Clue], *, seed: int) -> list[Clue]:

@@ -17,6 +17,9 @@ Kind = Literal["answer", "numbers", "operations", "length", "reading", "interest
 
 LENGTH = 0.3
 """A variant may be so much longer or shorter, as a share of the problem's words; the card."""
+PARTS = ";"
+"""Between the parts of a solution, one for each question of the problem."""
+
 _SLACK = 3  # words that any variant may add or leave out
 _WORD = {"en": 3 * 11.8, "it": 8.0}  # what one long word, three syllables or eight letters more, moves the level by, times the words
 _VOWELS = re.compile(r"[aeiouyàèéìòóù]+", re.IGNORECASE)
@@ -87,15 +90,20 @@ def reading_level(text: str, lang: Literal["it", "en"]) -> float:
 
 def _mathematics(variant: Variant, problem: Problem, lang: str) -> list[Failure]:
     found = []
-    try:
-        wanted, got = value_of(problem.solution), value_of(variant.solution)
-    except ValueError as error:
-        return [Failure("answer", str(error))]
-    if wanted != got:
-        found.append(Failure("answer", f"the answer is {_shown(got)}, not {_shown(wanted)}"))
-    elif operations(problem.solution) != operations(variant.solution):
-        words = [" ".join(operations(text)) for text in (variant.solution, problem.solution)]
-        found.append(Failure("operations", f"the operations are {words[0]}, not {words[1]}"))
+    asked, written = problem.solution.split(PARTS), variant.solution.split(PARTS)
+    if len(asked) != len(written):
+        return [Failure("answer", f"the solution has {len(written)} parts, not {len(asked)}")]
+    for number, (old, new) in enumerate(zip(asked, written, strict=True), start=1):
+        where = f" of part {number}" * (len(asked) > 1)
+        try:
+            wanted, got = value_of(old), value_of(new)
+        except ValueError as error:
+            return [Failure("answer", str(error))]
+        if wanted != got:
+            found.append(Failure("answer", f"the answer{where} is {_shown(got)}, not {_shown(wanted)}"))
+        elif operations(old) != operations(new):
+            words = [" ".join(operations(text)) for text in (new, old)]
+            found.append(Failure("operations", f"the operations{where} are {words[0]}, not {words[1]}"))
     before, after = numbers_in(problem.text, lang=lang), numbers_in(variant.text, lang=lang)
     free = Counter(Fraction(str(number)) for number in problem.free_numbers)
     missing, added = before - after - free, after - before

@@ -48,7 +48,7 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """log m = a_j + b log n: the slope with its 95 % interval over teachers, and how many teachers and problems it is from."""
+    """y = a_j + b log n: the slope with its 95 % interval over teachers, and how many teachers and problems (or ratings) it is from."""
 
     slope: float
     low: float
@@ -89,17 +89,42 @@ def learning_curve(minutes: Mapping[str, Sequence[float]], *, draws: int = 1000,
     Raises:
         ValueError: no teacher with two problems, or minutes that are not above 0.
     """
-    sums = []
+    points = {}
     for teacher, values in minutes.items():
         times = np.asarray(values, dtype=float)
         if not (np.isfinite(times).all() and (times > 0).all()):
             raise ValueError(f"minutes of {teacher}: expected finite numbers above 0, got {float(times.min()):g}")
-        if len(times) > 1:
-            x, y = np.log(np.arange(1, len(times) + 1)), np.log(times)
-            x, y = x - x.mean(), y - y.mean()
-            sums.append((x @ y, x @ x, len(times)))
+        points[teacher] = (np.arange(1, len(times) + 1), np.log(times))
+    return _curve("minutes", points, draws, seed)
+
+
+def quality_curve(ratings: Mapping[str, Sequence[tuple[int, float]]], *, draws: int = 1000, seed: int = 0) -> Curve:
+    """Whether teachers' problems become more interesting: the slope of ratings on the log of the problem's place, b > 0 for better.
+
+    Args:
+        ratings: teacher -> place of the problem among the teacher's, from 1, and a student's rating of it; several for one place may be.
+        draws, seed: as in `learning_curve`.
+    Raises:
+        ValueError: no teacher with ratings of two problems, a place below 1, or a rating that is not finite.
+    """
+    points = {}
+    for teacher, rows in ratings.items():
+        table = np.array(rows, dtype=float).reshape(-1, 2)
+        if not np.isfinite(table).all() or (table[:, 0] < 1).any():
+            raise ValueError(f"ratings of {teacher}: expected places of at least 1 and finite ratings, got others")
+        points[teacher] = (table[:, 0], table[:, 1])
+    return _curve("ratings", points, draws, seed)
+
+
+def _curve(name: str, points: Mapping[str, tuple[np.ndarray, np.ndarray]], draws: int, seed: int) -> Curve:
+    """The slope of y = a_j + b log n over teachers j, from n and y of each."""
+    sums = []
+    for places, values in points.values():
+        if len(set(places.tolist())) > 1:
+            x, y = np.log(places) - np.log(places).mean(), values - values.mean()
+            sums.append((x @ y, x @ x, len(places)))
     if not sums:
-        raise ValueError("minutes: expected a teacher with at least 2 problems, got none")
+        raise ValueError(f"{name}: expected a teacher with at least 2 problems, got none")
     table = np.array(sums)
     slope = float(table[:, 0].sum() / table[:, 1].sum())
     low = high = math.nan

@@ -19,13 +19,17 @@ SPECIFIC = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Rating:
-    """What one student said of one variant: a rating such as 1 to 5, the variant's grain, its match with the student, and the teacher."""
+    """What one student said of one variant: a rating such as 1 to 5, the variant's grain, its match with the student, and the teacher.
+
+    ``place`` is that of the problem among the teacher's, from 1; 0 where it is not known.
+    """
 
     student: str
     teacher: str
     grain: int
     match: float
     rating: float
+    place: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +124,7 @@ def reaction_report(ratings: Sequence[Rating]) -> Reactions:
 
 
 def read_ratings(path: Path) -> list[Rating]:
-    """Read a CSV or JSON Lines file with the columns of `Rating`.
+    """Read a CSV or JSON Lines file with the columns of `Rating`, ``place`` where there is one.
 
     Raises:
         ValueError: no such file or column, or a value that is no number; the row is named.
@@ -137,8 +141,9 @@ def read_ratings(path: Path) -> list[Rating]:
                     grain=int(row["grain"]),
                     match=float(row["match"]),
                     rating=float(row["rating"]),
+                    place=int(row.get("place") or 0),
                 )
             )
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: expected numbers for grain, match and rating in row {number}, got {error}") from None
+            raise ValueError(f"{path}: expected numbers for grain, match, rating and place in row {number}, got {error}") from None
     return found

@@ -26,7 +26,7 @@ class Problem(Strict):
     Attributes:
         id: its name.
         text: as it stands in the book.
-        solution: arithmetic that gives the answer, such as ``3 * 4 + 2``.
+        solution: arithmetic that gives the answer, such as ``3 * 4 + 2``; with several questions one for each, ``3 * 4; 12 + 2``.
         skill: what it trains.
         template: the text with slots such as ``{thing}``, for drafts without a model; empty where there is none.
         slots: what stands in the slots where a topic says nothing else.
