@@ -42,6 +42,7 @@ def log_probs(logits: Tensor, *, temperature: Temperature = 1.0) -> Tensor:
         TypeError: logits are not floating point.
         ValueError: temperature <= 0, or of a shape that does not fit the items.
     """
+    check_floating(logits=logits)
     logits, temperature = _scale(logits, temperature)
     if not any_masked(logits):
         return _plain(logits, temperature)
@@ -361,7 +362,6 @@ DIVERGENCES: Mapping[str, Callable[..., Tensor]] = {
 
 def _scale(logits: Tensor, temperature: Temperature) -> tuple[Tensor, Temperature]:
     """Logits in float32 or float64, and a temperature that they can be divided by."""
-    check_floating(logits=logits)
     check_positive(temperature=temperature)
     if not isinstance(temperature, Tensor):
         return upcast(logits), temperature
@@ -374,7 +374,9 @@ def _scale(logits: Tensor, temperature: Temperature) -> tuple[Tensor, Temperatur
 
 def _plain(logits: Tensor, temperature: Temperature) -> Tensor:
     """Log-probabilities, -inf for a masked class."""
-    return F.log_softmax(logits if isinstance(temperature, (int, float)) and temperature == 1 else logits / temperature, dim=-1)
+    if isinstance(temperature, Tensor) or temperature != 1:
+        logits = logits / temperature
+    return logits.log_softmax(dim=-1)
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
