@@ -70,7 +70,9 @@ def test_a_finished_size_is_not_trained_again_and_more_sizes_are_added(tmp_path,
     assert trained == [(2, 0), (2, 1), (4, 0), (4, 1), (8, 0), (8, 0), (8, 1), (16, 0), (16, 1)]
     assert said.count("kept in") == 4
     assert sorted(result["points"]["x"]) == [[75.0 * width] for width in (2, 2, 4, 4, 8, 8, 16, 16)]
-    assert result["parameters"]["E"]["value"] == pytest.approx(1.005, abs=0.01)
+    e, a, alpha = (result["parameters"][name]["value"] for name in ("E", "A", "alpha"))
+    for width in (2, 4, 8, 16):  # every curve between the two seeds is as good: their sum of distances is the same
+        assert 1 + 2 / width - 1e-4 <= e + a * (75 * width) ** -alpha <= 1.01 + 2 / width + 1e-4
     again, _ = sweep(tmp_path / "sw", sizes=(0.25, 0.5, 1, 2, 3), seeds=2)
     assert trained[9:] == [(24, 0), (24, 1)]
     assert len(again["runs"]["nll"]) == 10

@@ -40,7 +40,7 @@ def test_miniature():
     run = miniature(0, "smoke")
     assert run == miniature(0, "smoke")
     assert all(set(arm) == set(MEASURED) and all(map(math.isfinite, arm.values())) for arm in run.arms.values())
-    assert list(run.arms) == ["untrained-random-walk", "swarm", "torus", "dynamic-parallel", "schooling", "mill"]
+    assert list(run.arms) == ["untrained-random-walk", "swarm", "torus-schooling", "dynamic-parallel", "schooling", "mill-schooling"]
 
 
 def test_the_mechanism_is_real():

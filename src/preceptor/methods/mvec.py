@@ -87,7 +87,7 @@ def from_logs(seed: int, *, depends: bool, full: bool) -> dict[str, dict[str, fl
     Groups are fifths of the students by their mean mastery. ``spearman`` compares mastery with the abilities behind the log, for the arm
     ``untrained`` with these dealt anew; ``narrowed`` is by how much the gap is less than that of a random sample.
     """
-    students, attempts, epochs, budget, steps = (300, 12, 15, 240, 300) if full else (40, 6, 1, 24, 5)
+    students, attempts, epochs, budget, steps = (300, 12, 15, 240, 300) if full else (40, 6, 1, 24, 60)
     walking = {"dim": 32, "num_walks": 5, "length": 20, "window": 5, "epochs": 3} if full else {"dim": 8, "num_walks": 2, "length": 6}
     made = tutor.log(students, attempts, seed=seed, depends=depends)
     drills, last = int(made.drill.sum()), len(made.solutions) - students * attempts // 3
