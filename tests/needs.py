@@ -11,6 +11,8 @@ def options_for(slug):
     chosen = {
         "student_layers": ("block1",),
         "teacher_layers": ("block2",),
+        "student_split": ("block1", "block2"),
+        "teacher_split": ("block1", "block2"),
         "max_new_tokens": 4,
         "reward": first_token_is_even,
         "verifier": first_token_is_even,
@@ -21,6 +23,7 @@ def options_for(slug):
         "num_outputs": 6,
         "interpolation": 0.3,
         "detector": label_is_zero,
+        "augment": shaken,
         "aspects": AspectBank(
             ("Is it round?", "Is it red?"), torch.arange(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
         ),
@@ -31,6 +34,10 @@ def options_for(slug):
 
 def first_token_is_even(batch, completions):
     return completions.ids[:, 0] % 2 == 0
+
+
+def shaken(x, generator):
+    return x + 0.1 * torch.randn(x.shape, generator=generator).to(x)
 
 
 def label_is_zero(batch):
