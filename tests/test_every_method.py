@@ -19,15 +19,17 @@ from preceptor.core.run import train
 from preceptor.core.state import State
 from preceptor.core.stream import as_stream
 from preceptor.data.examples import examples_from
+from preceptor.data.priors import Prior
 from preceptor.data.sources import Source
 from preceptor.models.reference import build
+from preceptor.teachers.flow import FlowMap, PointFlow
 from preceptor.training import Training
 from preceptor.trial import make_accelerator
 
 TEACHER = {"reference": "cnn", "channels": [4, 6], "classes": 4}
 STUDENT = {"reference": "cnn", "channels": [3, 5], "classes": 4}
 VOCABULARY = 11
-METHODS = [slug for slug in slugs() if read(slug).class_name and {"classification", "language"} & set(read(slug).card.tasks)]
+METHODS = [slug for slug in slugs() if read(slug).class_name and {"classification", "language", "generation"} & set(read(slug).card.tasks)]
 """Those of other tasks need other batches; their own tests train them."""
 TRAINED = pytest.mark.parametrize("slug", METHODS)
 
@@ -35,9 +37,12 @@ TRAINED = pytest.mark.parametrize("slug", METHODS)
 def make(slug):
     """The last stage of a method, with layers where it needs features, and its networks."""
     torch.manual_seed(0)
-    teacher, student = (
-        [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(student_config(slug, STUDENT)).double()]
-    )
+    if flows(slug):
+        teacher, student = PointFlow(2, width=8).double(), FlowMap(PointFlow(2, width=6), "time", 6).double()
+    else:
+        teacher, student = (
+            [tiny_lm(3), tiny_lm(2)] if speaks(slug) else [build(TEACHER).double(), build(student_config(slug, STUDENT)).double()]
+        )
     norm = {"norm": "none"} if "norm" in {field.name for field in read(slug).fields} else {}
     method = load(slug)(**options_for(slug), **norm)
     stage = method.stages(teacher, student)[-1]
@@ -47,7 +52,12 @@ def make(slug):
 
 def speaks(slug):
     """Whether a method is of language models only."""
-    return "classification" not in read(slug).card.tasks
+    return "classification" not in read(slug).card.tasks and not flows(slug)
+
+
+def flows(slug):
+    """Whether a method trains on noise."""
+    return "generation" in read(slug).card.tasks
 
 
 def tiny_lm(layers):
@@ -55,8 +65,10 @@ def tiny_lm(layers):
     return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)).double()
 
 
-def source_for(slug, batch_size=8):
+def source_for(slug, batch_size=8, dtype=torch.double):
     """Images, or texts of which the last half answers the first: a prompt, left-padded, and the tokens that count."""
+    if flows(slug):
+        return Prior((2,), batch_size=batch_size, dtype=dtype)
     if not speaks(slug):
         return Source(data(), batch_size=batch_size)
     generator = torch.Generator().manual_seed(1)
@@ -87,7 +99,9 @@ def run(slug, *, steps=4, micro=1, batch_size=8, precision="no", **rest):
         dtype = torch.bfloat16 if precision == "pure bf16" else torch.float32
         for role in roles.values():
             role.to(dtype)
-        if not speaks(slug):
+        if flows(slug):
+            source = source_for(slug, batch_size, dtype)
+        elif not speaks(slug):
             source = [{**batch, "x": batch["x"].to(dtype)} for batch in source.scan()]
     training = Training(optimizer="SGD", learning_rate=0.05, schedule="constant", warmup=0.0)
     optimizers, _ = training.build(method, roles, steps)

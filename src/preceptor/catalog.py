@@ -125,7 +125,7 @@ def describe(entry: Entry) -> str:
     if entry.fields:
         width = max(len(f"{field.name} = {field.default}") for field in entry.fields)
         lines += ["", "Hyper-parameters", *(f"  {f'{f.name} = {f.default}':{width}}  {f.source}" for f in entry.fields)]
-    if entry.class_name:
+    if entry.class_name and {"classification", "language"} & {*card.tasks}:
         lines += ["", "Recipe", *("  " + line for line in recipe_snippet(entry).splitlines())]
     return "\n".join(lines)
 
