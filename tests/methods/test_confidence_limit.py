@@ -116,7 +116,8 @@ def test_the_released_series_is_close():
         log_p = torch.linspace(1e-9, 0.0999, 200).div(n).log()
         difference = (load_adapter("confidence-limit").released_factor(log_p.exp(), n) - confidence_factor(log_p, num_samples=n)).abs()
         assert difference.max() < 1.31e-4  # its limit at N p = 0.1 for large N: 0.905 / 0.951667 - 0.1 / (e^0.1 - 1)
-        on_table = load_adapter("confidence-limit").released_factor(log_of(CHANCES).exp(), n) - confidence_factor(log_of(CHANCES), num_samples=n)
+        chances = log_of(CHANCES)
+        on_table = load_adapter("confidence-limit").released_factor(chances.exp(), n) - confidence_factor(chances, num_samples=n)
         assert on_table.abs().max() < 1e-4
 
 
