@@ -243,8 +243,8 @@ def compose(base: Method, *, transform: Method | None = None, weight: Method | N
             raise ValueError(f"method.{name}: expected a base with terms of labels and terms of the teacher, got {type(base).__name__}")
     if cap is not None and not hasattr(cap, "limit"):
         raise ValueError(f"method.cap: expected a method that offers one, got {type(cap).__name__}, which does not")
-    if cap is not None and (base.gradient_free or hasattr(base, "limit")):
-        why = "trains without gradients" if base.gradient_free else "has one of its own"
+    if cap is not None and (base.gradient_free or not base.logits or hasattr(base, "limit")):
+        why = "trains without gradients" if base.gradient_free else "has one of its own" if base.logits else "trains no logits"
         raise ValueError(f"method.cap: expected a base whose updates can be limited, got {type(base).__name__}, which {why}")
     if transform is None and weight is None and cap is None:
         return base

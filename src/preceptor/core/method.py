@@ -125,6 +125,7 @@ class Method:
 
     coupled: ClassVar[bool] = False  # the loss relates the items of a batch: microbatches are refused
     gradient_free: ClassVar[bool] = False  # never calls compute()
+    logits: ClassVar[bool] = True  # the student says logits of batch["x"]
     cached: ClassVar[tuple[str, ...]] = ()  # kinds of teacher cache that can answer for `signal`; see `preceptor.teachers.cache`
     cached_with: ClassVar[Mapping[str, Any]] = {}  # hyper-parameter -> the value that it needs for that
     reads: ClassVar[tuple[str, ...]] = ()  # further data: "valid" is the validation part, at ``state.streams["valid"]``

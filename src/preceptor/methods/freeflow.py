@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +63,9 @@ _ROW = "freeflow/"  # keys that `prepare` adds to a batch
 
 @dataclass(frozen=True, kw_only=True)
 class FreeFlow(Method):
-    """FreeFlow. Student, teacher and the role ``auxiliary`` (a copy of the teacher where none is given) are called as
-    `preceptor.teachers.flow` says, and the source is a `preceptor.data.priors.Prior`.
-    """
+    """Networks are called as `preceptor.teachers.flow` says; the source is a `Prior`; ``auxiliary`` is a copy of the teacher by default."""
 
+    logits: ClassVar[bool] = False
     prediction_rate: float = 0.75  # share of each batch for prediction, in [0, 1]; the paper. 1: no corrector, 0: no predictor
     power: float = 1.0  # k >= 0; the paper, where both terms are used; alone it hardly matters
     eps: float = 1e-2  # of the weight, > 0; our choice
