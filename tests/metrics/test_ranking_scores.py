@@ -2,6 +2,7 @@ import math
 import random
 
 import pytest
+import pytrec_eval
 
 from preceptor.metrics.ranking import ndcg
 
@@ -47,7 +48,6 @@ def test_bad_numbers():
 
 
 def test_as_trec_eval_counts():
-    pytrec_eval = pytest.importorskip("pytrec_eval")
     lots = random.Random(1)
     qrels = {f"q{i}": {f"d{j}": lots.randrange(4) for j in range(12)} for i in range(20)}
     run = {query: {f"d{j}": lots.randrange(8) / 8 for j in range(4, 18)} for query in qrels}

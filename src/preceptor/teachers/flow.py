@@ -186,7 +186,7 @@ def slope(
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 value, tangent, *_ = jvp(function, (durations,), (torch.ones_like(durations),))
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # what torch raises for an operation without a forward derivative
             raise ValueError(f"derivative: the network has no forward mode, expected derivative='difference' ({error})") from error
         return value.detach(), tangent.detach()
     with torch.no_grad(), torch.autocast(durations.device.type, enabled=False):
